@@ -1,0 +1,67 @@
+"""The continuous bottleneck: a diagonal Gaussian per token.
+
+Source: Kingma and Welling 2013, arXiv:1312.6114, appendix B.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from omnitok.quantize.base import Quantized, Quantizer, QuantizerConfig
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class KL(Quantizer):
+    """Means and log variances in; a sample in training, the mean in eval out."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__(config)
+        self.input_dim = 2 * config.dim
+
+    def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Split latents into float32 mean and clamped log variance.
+
+        Args:
+            z: [..., 2 * dim]: all means, then all log variances.
+
+        Returns:
+            [..., dim] each.
+        """
+        self._check_channels(z)
+        mean, logvar = z.float().chunk(2, dim=-1)
+        return mean, logvar.clamp(*LOGVAR_RANGE)
+
+    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw from the posterior.
+
+        Args:
+            z: [..., 2 * dim].
+            generator: Source of the noise, on the device of `z`.
+
+        Returns:
+            [..., dim] in the dtype of `z`.
+        """
+        mean, logvar = self.posterior(z)
+        noise = torch.empty_like(mean).normal_(generator=generator)
+        return (mean + (0.5 * logvar).exp() * noise).to(z.dtype)
+
+    def _forward(self, z: Tensor) -> Quantized:
+        mean, logvar = self.posterior(z)
+        z_q = self.sample(z) if self.training else mean
+        return Quantized(z_q, None, {"kl": kl_divergence(mean, logvar).mean()}, None)
+
+    def codes_to_latents(self, codes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Refuse: there are no codes."""
+        raise ValueError("quantizer 'kl' is continuous and has no codes; use its latents")
+
+
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """Divergence of every element's Gaussian from N(0, 1), in nats, before any reduction."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
+
+
+def kl_per_sample(mean: Tensor, logvar: Tensor) -> Tensor:
+    """[B] divergences, summed over everything but the first axis; their mean is VidTok's loss."""
+    return kl_divergence(mean, logvar).flatten(1).sum(1)
