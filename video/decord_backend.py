@@ -1,0 +1,69 @@
+"""Frames through decord (package decord2), for those who have it; PyAV is the reference.
+
+decord is wrong on some files (see docs/decisions.md), so it is never chosen by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from video.errors import VideoError
+from video.images import Pixels
+from video.index import scan
+
+
+class DecordSource:
+    """Frames of one video file; times and facts come from PyAV's index."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            import decord  # noqa: PLC0415  (optional dependency)
+        except ImportError as error:
+            raise ImportError(
+                "backend='decord' needs decord: pip install 'decord2>=3'; or use backend='pyav'"
+            ) from error
+        self.info = scan(path).info
+        self.size = (self.info.height, self.info.width)
+        self.damaged = 0
+        self.warnings = list(scan(path).warnings)
+        self.end = self.info.start + self.info.duration
+        try:
+            self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=0)
+            self.times: list[float] | None = [
+                float(t) for t in self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
+            ]
+        except (RuntimeError, decord.DECORDError) as error:
+            raise self._failed(error) from error
+
+    def frames(self, start: float) -> Iterator[tuple[Pixels, float]]:
+        """Yield [H, W, 3] pixels and seconds of every frame shown at or after `start`."""
+        times = self.times or []
+        first = max(0, int(np.searchsorted(times, start, side="right")) - 1)
+        for number in range(first, len(times)):
+            yield self._frame(number), times[number]
+
+    def pick(self, numbers: Sequence[int]) -> Iterator[tuple[int, Pixels, float]]:
+        """Yield (number, pixels, seconds) of the frames with these numbers, in order."""
+        for number in sorted(set(numbers)):
+            yield number, self._frame(number), (self.times or [])[number]
+
+    def _frame(self, number: int) -> Pixels:
+        try:
+            pixels: Pixels = self._reader[number].asnumpy()
+        except (RuntimeError, IndexError) as error:
+            raise self._failed(error) from error
+        if pixels.shape[:2] == self.size:
+            return pixels
+        return np.asarray(Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BICUBIC))
+
+    def _failed(self, error: Exception) -> VideoError:
+        line = str(error).strip().splitlines()[-1:]
+        return VideoError(f"{self.info.path} cannot be read by decord ({line}); use backend='pyav'")
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._reader = None

@@ -1,0 +1,18 @@
+"""The one error a video file can cause, and the size beyond which pictures are refused."""
+
+from __future__ import annotations
+
+MAX_PIXELS = 1 << 27  # 134 megapixels; a larger picture in a header is damage or an attack
+
+
+class VideoError(Exception):
+    """A file cannot be read or written; the message names it, what was expected and what to do."""
+
+
+def check_pixels(path: str, height: int, width: int) -> None:
+    """Refuse a picture whose frames would not fit in memory."""
+    if height * width > MAX_PIXELS:
+        raise VideoError(
+            f"{path} claims {width}x{height} pixels, more than the {MAX_PIXELS} that are read;"
+            " make it smaller first"
+        )

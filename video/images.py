@@ -1,0 +1,192 @@
+"""Images, animated images and folders of images as videos.
+
+Transparent pixels are shown on white. Orientation from EXIF is applied. 16-bit grey keeps its high
+byte. Frames of an animation that ask for 10 ms or less are shown for 100 ms, as browsers do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from video.clip import VideoInfo
+from video.errors import VideoError, check_pixels
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
+FOLDER_FPS = Fraction(25)
+MAGIC = re.compile(
+    rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP|BM|II\*\0|MM\0\*|P[1-6]\s|....ftypavi[fs]",
+    re.DOTALL,
+)
+TURNS = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}  # EXIF orientation to clockwise degrees
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def is_image(path: str) -> bool:
+    """Whether a path is a folder or starts like an image (its name does not matter)."""
+    if os.path.isdir(path):
+        return True
+    with open(path, "rb") as file:
+        return MAGIC.match(file.read(16)) is not None and not path.endswith((".mjpeg", ".mjpg"))
+
+
+def list_frames(folder: str) -> list[str]:
+    """Images of a folder in natural order: frame2 before frame10."""
+    names = [n for n in os.listdir(folder) if n.lower().endswith(SUFFIXES) and n[0] != "."]
+    if not names:
+        raise VideoError(f"{folder} holds no images; expected frames such as 000001.png")
+    names.sort(
+        key=lambda n: [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", n)]
+    )
+    return [os.path.join(folder, name) for name in names]
+
+
+@contextmanager
+def open_image(path: str) -> Iterator[Image.Image]:
+    """Open an image with Pillow; every failure, also while its pixels load, becomes a VideoError."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            check_pixels(path, image.height, image.width)
+            yield image
+    except (VideoError, GeneratorExit):
+        raise
+    except Exception as error:  # Pillow's parsers raise a dozen kinds on damaged files
+        raise VideoError(
+            f"{path} is no image that can be read ({error}); expected one of"
+            f" {', '.join(FORMATS)}, check that it is complete"
+        ) from error
+
+
+def load(image: Image.Image) -> Pixels:
+    """[H, W, 3] uint8 pixels of the frame an image stands at, upright and on white."""
+    if image.mode.startswith("I"):
+        image = Image.fromarray(
+            np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        )
+    picture = ImageOps.exif_transpose(image)
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("RGB"))
+
+
+def frame_seconds(image: Image.Image) -> Fraction:
+    """How long an animation's current frame is shown."""
+    milliseconds = Fraction(image.info.get("duration") or 0)
+    return (milliseconds if milliseconds > 10 else Fraction(100)) / 1000
+
+
+@lru_cache(maxsize=64)
+def _times(path: str, _mtime_ns: int) -> tuple[Fraction, ...]:
+    """Time of every frame of an animation, and its end."""
+    times = [Fraction(0)]
+    with open_image(path) as image:
+        for number in range(int(getattr(image, "n_frames", 1))):
+            image.seek(number)
+            image.load()
+            times.append(times[-1] + frame_seconds(image))
+    return tuple(times)
+
+
+def probe_images(path: str, folder_fps: Fraction | None = None) -> VideoInfo:
+    """Facts about an image, an animation or a folder of images."""
+    folder = os.path.isdir(path)
+    files = list_frames(path) if folder else [path]
+    with open_image(files[0]) as image:
+        animated = image.format in ANIMATED and getattr(image, "is_animated", False)
+        orientation = int(image.getexif().get(0x0112, 1))
+        width, height = image.size if orientation < 5 else image.size[::-1]
+        codec, mode = (image.format or "").lower(), image.mode
+    fps: Fraction | None = None
+    count, duration, variable = 1, Fraction(0), False
+    if folder:
+        fps = folder_fps or FOLDER_FPS
+        count, duration = len(files), len(files) / fps
+    elif animated:
+        times = _times(path, os.stat(path).st_mtime_ns)
+        count, duration = len(times) - 1, times[-1]
+        fps = count / duration
+        variable = len({b - a for a, b in zip(times, times[1:], strict=False)}) > 1
+    return VideoInfo(
+        path=path,
+        kind="folder" if folder else "animation" if animated else "image",
+        width=width,
+        height=height,
+        rotation=TURNS.get(orientation, 0),
+        fps=fps,
+        num_frames=count,
+        duration=float(duration),
+        variable_rate=variable,
+        codec=codec,
+        pix_fmt=mode,
+        color_range="full",
+        color_space="rgb",
+        file_size=sum(os.stat(file).st_size for file in files),
+    )
+
+
+class ImageSource:
+    """Frames of an image, an animation or a folder, one after another."""
+
+    def __init__(self, path: str, folder_fps: Fraction | None) -> None:
+        self.info = probe_images(path, folder_fps)
+        self.size = (self.info.height, self.info.width)
+        self.damaged = 0
+        self.warnings: list[str] = []
+        self.times: list[float]
+        if self.info.kind == "animation":
+            self.times = [float(t) for t in _times(path, os.stat(path).st_mtime_ns)[:-1]]
+        else:
+            self.times = [float(n / (self.info.fps or 1)) for n in range(self.info.num_frames or 1)]
+        self.end = self.info.duration
+
+    def frames(self, start: float) -> Iterator[tuple[Pixels, float]]:
+        """Yield [H, W, 3] pixels and seconds of every frame that is shown at or after `start`."""
+        path = self.info.path
+        first = max(0, int(np.searchsorted(self.times, start, side="right")) - 1)
+        if self.info.kind == "folder":
+            for time, file in list(zip(self.times, list_frames(path), strict=True))[first:]:
+                with open_image(file) as image:
+                    yield self._resized(load(image), time, file), time
+            return
+        with open_image(path) as image:
+            for number in range(len(self.times)):
+                if self.info.kind == "animation":
+                    image.seek(number)
+                if number >= first:
+                    yield self._resized(load(image), self.times[number], path), self.times[number]
+
+    def _resized(self, pixels: Pixels, time: float, file: str) -> Pixels:
+        height, width = pixels.shape[:2]
+        if (height, width) != (self.info.height, self.info.width):
+            raise VideoError(
+                f"{file} is {width}x{height} at {time:.3f} s, the frames before it are"
+                f" {self.info.width}x{self.info.height}; make all frames of one size"
+            )
+        if (height, width) == self.size:
+            return pixels
+        picture = Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BICUBIC)
+        return np.asarray(picture)
+
+    def pick(self, numbers: Sequence[int]) -> Iterator[tuple[int, Pixels, float]]:
+        """Yield (number, pixels, seconds) of the frames with these numbers, in order."""
+        left = set(numbers)
+        first = min(left)
+        for number, (pixels, time) in enumerate(self.frames(self.times[first]), first):
+            if number in left:
+                yield number, pixels, time
+            if number == max(left):
+                return
+
+    def close(self) -> None:
+        """Nothing stays open between frames."""

@@ -1,0 +1,242 @@
+"""The index of a video file: one pass over its packets and a look at its first frame."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import av
+import numpy as np
+
+from video.clip import VideoInfo
+from video.errors import MAX_PIXELS, VideoError, check_pixels
+
+# demuxers for files on disk; no playlists (they open other files), no text art, no devices
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,flv,asf,ogg,gif,"
+    "h264,hevc,av1,obu,ivf,mjpeg,m4v,y4m,yuv4mpegpipe,nut,mxf,dv,rm,wav,mp3,aac,flac,vob,wtv,swf"
+)
+MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020", 0: "rgb"}
+RANGES = {1: "limited", 2: "full"}
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One pass over a video's packets and its first frame.
+
+    Attributes:
+        info: The facts for users.
+        pts: [T] int64 sorted presentation times in ticks; empty if the packets carry none.
+        keys: [K] int64 sorted times of the keyframes, in ticks.
+        time_base: Seconds per tick.
+        end: Tick at which the last frame stops being shown.
+        stored_size: (height, width) before rotation.
+        matrix: The four numbers a, b, c, d of the display matrix: x' = ax + cy, y' = bx + dy.
+        warnings: What is wrong with the file, one sentence each.
+    """
+
+    info: VideoInfo
+    pts: np.ndarray[Any, np.dtype[np.int64]]
+    keys: np.ndarray[Any, np.dtype[np.int64]]
+    time_base: Fraction
+    end: int
+    stored_size: tuple[int, int]
+    matrix: tuple[int, int, int, int]
+    warnings: tuple[str, ...]
+
+
+@contextmanager
+def open_container(path: str) -> Iterator[av.container.InputContainer]:
+    """Open a file with FFmpeg, local demuxers only; every failure becomes a VideoError."""
+    options = {
+        "protocol_whitelist": "file",
+        "format_whitelist": CONTAINERS,
+        "max_pixels": str(MAX_PIXELS),
+    }
+    try:
+        container = av.open(path, options=options, metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        raise unreadable(path, error) from error
+    with container:
+        yield container
+
+
+def unreadable(path: str, error: Exception) -> VideoError:
+    """The error for a file that FFmpeg gives up on."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return VideoError(
+        f"{path} is no video that can be read ({reason}); expected a video or an image,"
+        " check that it plays and is complete"
+    )
+
+
+def video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
+    """The first real video stream (cover art of music does not count), ready to decode."""
+    for stream in container.streams.video:
+        if stream.disposition & av.stream.Disposition.attached_pic:
+            continue
+        if stream.codec_context is None:
+            raise VideoError(
+                f"{path} is compressed with a codec this FFmpeg cannot decode;"
+                " convert it to H.264 first"
+            )
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        return stream
+    held = "sound but no pictures" if container.streams.audio else "no pictures"
+    raise VideoError(f"{path} holds {held}; expected a file with a video stream")
+
+
+def scan(path: str) -> Scan:
+    """Index a video (remembered until the file changes)."""
+    status = os.stat(path)
+    return _scan(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=256)
+def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
+    warnings: list[str] = []
+    times: list[int] = []
+    keys: list[int] = []
+    packets, shown, timed, end = 0, 0, True, 0
+    with open_container(path) as container:
+        stream = video_stream(path, container)
+        codec = stream.codec_context.name
+        time_base = stream.time_base or Fraction(1, 90000)
+        try:
+            for packet in container.demux(stream):
+                if not packet.size:
+                    continue
+                packets += 1
+                if packet.is_discard or packet.is_corrupt:
+                    continue
+                if codec == "vp8" and not memoryview(packet)[0] & 0x10:
+                    continue  # a reference that is never shown
+                shown += 1
+                if packet.pts is None:
+                    timed = False
+                    continue
+                times.append(packet.pts)
+                end = max(end, packet.pts + (packet.duration or 0))
+                if packet.is_keyframe:
+                    keys.append(packet.pts)
+        except av.FFmpegError as error:
+            warnings.append(f"{path}: reading stopped early ({error.strerror})")
+        if stream.frames > packets:
+            warnings.append(
+                f"{path} ends early: {packets} of {stream.frames} frames are in the file"
+            )
+        rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
+        has_audio = bool(container.streams.audio)
+    first = _first_frame(path)
+    matrix = _display_matrix(first)
+    pts = np.unique(np.asarray(times if timed else [], dtype=np.int64))
+    height, width = first.height, first.width
+    check_pixels(path, height, width)
+    fps, variable = _rate(pts, time_base, rates)
+    if timed and len(pts):
+        end = max(end, int(pts[-1]) + (round(1 / fps / time_base) if end <= pts[-1] else 0))
+        start, duration = float(pts[0] * time_base), float((end - int(pts[0])) * time_base)
+    else:
+        start, duration = float(first.time or 0), shown / float(fps)
+    turned = matrix[0] == 0
+    info = VideoInfo(
+        path=path,
+        kind="video",
+        width=height if turned else width,
+        height=width if turned else height,
+        rotation=_clockwise(matrix),
+        fps=fps,
+        num_frames=len(pts) if timed else shown,
+        duration=duration,
+        start=start,
+        variable_rate=variable,
+        codec=codec,
+        pix_fmt=first.format.name,
+        color_range=RANGES.get(int(first.color_range), "unknown"),
+        color_space=MATRICES.get(int(first.colorspace), "unknown"),
+        has_audio=has_audio,
+        file_size=file_size,
+    )
+    return Scan(
+        info,
+        pts,
+        np.unique(np.asarray(keys, dtype=np.int64)),
+        time_base,
+        end,
+        (height, width),
+        matrix,
+        tuple(warnings),
+    )
+
+
+def _first_frame(path: str) -> av.VideoFrame:
+    reason: Exception | None = None
+    with open_container(path) as container:
+        stream = video_stream(path, container)
+        stream.thread_type = "SLICE"
+        try:
+            for packet in container.demux(stream):
+                try:
+                    for frame in packet.decode():
+                        return frame
+                except av.FFmpegError as error:
+                    reason = error
+        except av.FFmpegError as error:
+            reason = error
+    raise unreadable(path, reason or Exception("it holds no frame"))
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """Signs of a quarter-turn display matrix; the identity where there is none or it is skewed."""
+    for data in frame.side_data.keys():
+        if data.type.name == "DISPLAYMATRIX":
+            a, b, _, c, d = (
+                int(n) for n in np.sign(np.rint(np.frombuffer(data, np.int32)[:5] / 65536))
+            )
+            if (a and d and not b and not c) or (b and c and not a and not d):
+                return a, b, c, d
+    return 1, 0, 0, 1
+
+
+def _clockwise(matrix: tuple[int, int, int, int]) -> int:
+    a, b, _, d = matrix
+    if a:
+        return 180 if a < 0 and d < 0 else 0
+    return 90 if b > 0 else 270
+
+
+def upright(
+    pixels: np.ndarray[Any, Any], matrix: tuple[int, int, int, int]
+) -> np.ndarray[Any, Any]:
+    """Turn a stored [H, W, C] picture the way its display matrix says (a view)."""
+    a, b, c, d = matrix
+    if a:
+        return pixels[::d, ::a]
+    return pixels.swapaxes(0, 1)[::b, ::c]
+
+
+def _rate(
+    pts: np.ndarray[Any, np.dtype[np.int64]], time_base: Fraction, announced: list[Fraction]
+) -> tuple[Fraction, bool]:
+    """Average rate, and whether the times leave a steady clock by more than rounding."""
+    if len(pts) < 2:
+        return (announced[0] if announced else Fraction(25)), False
+    seconds = (pts - pts[0]) * float(time_base)
+    slack = max(1.01 * float(time_base), 1.01e-3)  # files round to milliseconds
+    measured = Fraction(len(pts) - 1) / (int(pts[-1] - pts[0]) * time_base)
+    near = (
+        Fraction(max(1, round(measured))),
+        Fraction(max(1, round(measured * 1001 / 1000)) * 1000, 1001),
+        measured.limit_denominator(1001),
+    )
+    plain_first = sorted((*announced, *near), key=lambda rate: rate.denominator not in (1, 1001))
+    for rate in plain_first:
+        clock = np.arange(len(pts)) / float(rate)
+        if np.abs(seconds - clock).max() <= slack:
+            return rate, False
+    return measured.limit_denominator(1_000_000), True

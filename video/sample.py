@@ -1,0 +1,92 @@
+"""Which frames to take, and at which size: rates, clocks and target sizes."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+Rate = Fraction | float | int | str
+Size = int | tuple[int, int]
+
+
+def as_rate(fps: Rate) -> Fraction:
+    """Turn 25, 23.976, "24000/1001" or a Fraction into a Fraction of at most 1001 below.
+
+    Raises:
+        ValueError: `fps` is no positive finite number.
+    """
+    try:
+        rate = fps if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
+    except (ValueError, OverflowError, ZeroDivisionError, TypeError):
+        rate = Fraction(0)
+    if rate <= 0:
+        raise ValueError(f"fps={fps!r}: expected a positive number, such as 25 or '24000/1001'")
+    return rate
+
+
+def tick_tolerance(fps: Fraction) -> float:
+    """Seconds a frame may be late and still be shown at its tick (files round their times)."""
+    return min(1e-3, 0.1 / float(fps))
+
+
+def sample_times(
+    pts: Tensor, fps: Rate, start: float | None = None, end: float | None = None
+) -> Tensor:
+    """Pick the frame shown at each tick of a steady clock.
+
+    Args:
+        pts: [T] float64 presentation times in seconds, increasing.
+        fps: Wanted rate in frames per second; may exceed the source rate (frames repeat).
+        start: First tick in seconds; the first frame's time unless given.
+        end: When the last frame stops being shown; unless given, one mean interval after it.
+
+    Returns:
+        [N] int64 indices into `pts`; N is at least 1.
+
+    Raises:
+        ValueError: `pts` is empty or not increasing.
+    """
+    if pts.ndim != 1 or not len(pts) or bool((pts.diff() <= 0).any()):
+        raise ValueError(
+            f"pts of shape {tuple(pts.shape)}: expected increasing times, at least one"
+        )
+    rate = as_rate(fps)
+    first, last = float(pts[0]), float(pts[-1])
+    start = first if start is None else start
+    if end is None:
+        end = last + ((last - first) / (len(pts) - 1) if len(pts) > 1 else 1 / float(rate))
+    slack = tick_tolerance(rate)
+    count = max(1, int(-(-(end - start - slack) * rate // 1)))
+    ticks = start + torch.arange(count, dtype=torch.float64) * rate.denominator / rate.numerator
+    return (torch.searchsorted(pts, ticks + slack, right=True) - 1).clamp_min(0)
+
+
+def target_size(size: Size | None, height: int, width: int) -> tuple[int, int]:
+    """Size to deliver for a picture of `height` x `width`.
+
+    Args:
+        size: None keeps the size; S makes the shorter side S and keeps the aspect, the longer side
+            rounded to the nearest even number; (H, W) is taken as it is.
+        height: Rows of the picture.
+        width: Columns of the picture.
+
+    Returns:
+        (H, W) in pixels.
+
+    Raises:
+        ValueError: `size` is not positive.
+    """
+    if size is None:
+        return height, width
+    given = (size,) if isinstance(size, int) else tuple(size)
+    if len(given) not in (1, 2) or min(given) < 1:
+        raise ValueError(f"size={size!r}: expected the shorter side in pixels or (height, width)")
+    if len(given) == 2:
+        return given[0], given[1]
+    short, longer = given[0], max(height, width)
+    even = max(short, 2 * round(longer * short / min(height, width) / 2))
+    if height == width:
+        even = short
+    return (short, even) if height <= width else (even, short)
