@@ -17,6 +17,7 @@ from torch import Tensor, nn
 KINDS = ("kl", "fsq", "vq", "lfq", "bsq")
 BIT_KINDS = ("lfq", "bsq")
 MAX_BITS = 62  # of one code; more do not fit int64 with room for a count
+MAX_GROUP = 20  # channels whose joint entropy is measured
 _OPTIONS = {  # which kinds each option belongs to
     "levels": ("fsq",),
     "codebook_size": ("fsq", "vq", "lfq", "bsq"),
@@ -108,6 +109,11 @@ class QuantizerConfig:
             raise ValueError(
                 f"quantizer entropy_temperature={self.entropy_temperature} must be above 0, "
                 "or None for no entropy losses"
+            )
+        if self.entropy_group > MAX_GROUP:
+            raise ValueError(
+                f"quantizer entropy_group={self.entropy_group} needs 2**entropy_group "
+                f"numbers per token; {MAX_GROUP} is the most"
             )
         self._check_kind()
 
@@ -325,7 +331,7 @@ class DiscreteQuantizer(Quantizer):
         """Share of codes that occur: by sorting, so that size and device do not matter."""
         codes_NK = codes_K.flatten(end_dim=-2).sort(dim=0).values
         distinct = (codes_NK.diff(dim=0) != 0).sum() + codes_NK[:1].numel()
-        return distinct / (self.codebook_size * self.num_codebooks)
+        return distinct / float(self.codebook_size * self.num_codebooks)  # may not fit int64
 
 
 def straight_through(z: Tensor, q: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ class FSQ(DiscreteQuantizer):
         every = torch.arange(self.codebook_size, device=z.device).unsqueeze(-1)
         digits = every // self._basis % self._levels
         z_KNC = rearrange(self._split(z), "... k c -> k (...) c")
-        logits_KNV = z_KNC @ self._scale(digits, digits=True).T * (2 / temperature)
+        logits_KNV = 2 * (z_KNC @ self._scale(digits, digits=True).T) / temperature
         per_sample_K, codebook_K = entropy_terms(logits_KNV, self.config.entropy_form or "clamped")
         return {
             "commitment": (z - q.detach()).square().mean(),

@@ -45,7 +45,7 @@ class KL(Quantizer):
         """
         mean, logvar = self.posterior(z)
         noise = torch.empty_like(mean).normal_(generator=generator)
-        return (mean + (0.5 * logvar).exp() * noise).to(z.dtype)
+        return reparameterise(mean, logvar, noise).to(z.dtype)
 
     def _forward(self, z: Tensor) -> Quantized:
         mean, logvar = self.posterior(z)
@@ -55,6 +55,11 @@ class KL(Quantizer):
     def codes_to_latents(self, codes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
         """Refuse: there are no codes."""
         raise ValueError("quantizer 'kl' is continuous and has no codes; use its latents")
+
+
+def reparameterise(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """Move and stretch noise from N(0, 1) to the Gaussian of every element."""
+    return mean + (0.5 * logvar).exp() * noise
 
 
 def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
