@@ -46,7 +46,7 @@ class Source:
     """
 
     name: str
-    registry: str  # pypi, npm, debian, or local: files found in the --extra folders
+    registry: str  # one of `CLIENTS`, or local: files found in the --extra folders
     licence: str
     package: str = ""
     args: list[str] = field(default_factory=list)  # further options for the client
@@ -160,9 +160,12 @@ def read_video(path: Path) -> tuple[Iterator[tuple[Frames, Frames]], float]:
     def frames() -> Iterator[tuple[Frames, Frames]]:
         with container:
             for frame in container.decode(stream):
-                rgb = frame.reformat(width, height, "rgb24", interpolation="AREA").to_ndarray()
-                grey = frame.reformat(160, 90, "gray", interpolation="AREA").to_ndarray()
-                yield rgb, grey
+                rgb = frame.reformat(width, height, "rgb24", interpolation="AREA")
+                grey = frame.reformat(160, 90, "gray", interpolation="AREA")
+                yield (
+                    np.asarray(rgb.to_ndarray(), np.uint8),
+                    np.asarray(grey.to_ndarray(), np.uint8),
+                )
 
     return frames(), float(stream.average_rate or stream.guessed_rate or 25)
 

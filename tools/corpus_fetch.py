@@ -19,8 +19,8 @@ class FetchError(RuntimeError):
     """A package could not be downloaded or unpacked."""
 
 
-def _run(command: list[str], folder: Path) -> None:
-    """Run a client in `folder`; its last line of output explains a failure."""
+def _run(command: list[str], folder: Path) -> str:
+    """Run a client in `folder` and return what it prints; its last line explains a failure."""
     if shutil.which(command[0]) is None:
         raise FetchError(f"{command[0]} is not installed; install it or leave this source out")
     try:
@@ -32,6 +32,7 @@ def _run(command: list[str], folder: Path) -> None:
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         raise FetchError(f"{' '.join(command)} failed: {last}")
+    return done.stdout
 
 
 def _pypi(package: str, args: list[str], folder: Path) -> None:
@@ -50,10 +51,28 @@ def _debian(package: str, args: list[str], folder: Path) -> None:
         _run(["apt-get", "download", *args, package], folder)
 
 
+def _debian_source(package: str, args: list[str], folder: Path) -> None:
+    """Download a source package with package lists of our own: few systems enable deb-src."""
+    lists = folder.resolve() / "lists"
+    (lists / "partial").mkdir(parents=True)
+    line = "deb-src $(REPO_URI) $(RELEASE) $(COMPONENT)"
+    found = _run(["apt-get", "indextargets", "--format", line, "Created-By: Packages"], folder)
+    listing = folder.resolve() / "deb-src.list"
+    listing.write_text("\n".join(sorted(set(found.splitlines()))) + "\n")
+    options = {"Etc::SourceList": listing, "Etc::SourceParts": "/dev/null", "State::Lists": lists}
+    apt = ["apt-get", *(f"-oDir::{name}={path}" for name, path in options.items())]
+    _run([*apt, "update"], folder)
+    _run([*apt, "source", "--download-only", *args, package], folder)
+    shutil.rmtree(lists)
+    for leftover in (listing, *folder.glob("*.dsc")):
+        leftover.unlink()
+
+
 CLIENTS: dict[str, Callable[[str, list[str], Path], None]] = {
     "pypi": _pypi,
     "npm": _npm,
     "debian": _debian,
+    "debian-source": _debian_source,
 }
 
 
