@@ -27,7 +27,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -149,10 +149,22 @@ def write(path: Path, facts: str, tensors: dict[str, tuple[Entry, Iterable[bytes
 
 
 @contextlib.contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn errors of the disk into one sentence about the file being written."""
+    try:
+        yield
+    except OSError as error:
+        raise TokensError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
+            "folder"
+        ) from error
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary file that takes the name `path` once it is complete and on disk."""
     temporary = path.parent / f".omnitok-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
+    with write_errors(path):
         try:
             with temporary.open("xb") as file:
                 yield file
@@ -162,11 +174,6 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise TokensError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
-            "folder"
-        ) from error
 
 
 def read_header(file: BinaryIO) -> tuple[str, str, dict[str, Entry]]:
@@ -243,7 +250,7 @@ def verify(file: BinaryIO, facts: str, sha256: str, entries: dict[str, Entry]) -
         raise TokensError("damaged: its contents do not match its checksum")
 
 
-def pieces(file: BinaryIO, start: int, num_bytes: int) -> Iterator[bytes]:
+def pieces(file: IO[bytes], start: int, num_bytes: int) -> Iterator[bytes]:
     """Yield `num_bytes` bytes of a file from `start`, a bounded piece at a time."""
     file.seek(start)
     while num_bytes > 0:

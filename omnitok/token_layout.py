@@ -138,9 +138,9 @@ def storage_dtype(data: Tensor, info: TokenizerInfo) -> torch.dtype:
     return data.dtype if info.codebook_size is None else code_storage(info.codebook_size)[0]
 
 
-def to_rows(data: Tensor, info: TokenizerInfo) -> bytes:
+def to_rows(data: Tensor, info: TokenizerInfo, first_group: int = 0) -> bytes:
     """Return codes or latents [t, h, w, ...] as stored bytes, having checked their values."""
-    check_values(data, info)
+    check_values(data, info, first_group)
     return to_bytes(data if info.codebook_size is None else pack_codes(data, info.codebook_size))
 
 
