@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
+import numpy as np
 from torch import Tensor
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]  # one picture, [H, W, 3] RGB
 
 
 @dataclass(frozen=True, kw_only=True)

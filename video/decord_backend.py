@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from video.clip import Pixels
 from video.errors import VideoError
-from video.images import Pixels
 from video.index import scan
 
 

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from video.clip import VideoInfo
+from video.clip import Pixels, VideoInfo
 from video.errors import VideoError, check_pixels
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -29,7 +29,6 @@ MAGIC = re.compile(
     re.DOTALL,
 )
 TURNS = {3: 180, 4: 180, 5: 90, 6: 90, 7: 270, 8: 270}  # EXIF orientation to clockwise degrees
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def is_image(path: str) -> bool:
@@ -53,7 +52,7 @@ def list_frames(folder: str) -> list[str]:
 
 @contextmanager
 def open_image(path: str) -> Iterator[Image.Image]:
-    """Open an image with Pillow; every failure, also while its pixels load, becomes a VideoError."""
+    """Open an image with Pillow; a failure, also while it loads, becomes a VideoError."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             check_pixels(path, image.height, image.width)
@@ -116,7 +115,7 @@ def probe_images(path: str, folder_fps: Fraction | None = None) -> VideoInfo:
         times = _times(path, os.stat(path).st_mtime_ns)
         count, duration = len(times) - 1, times[-1]
         fps = count / duration
-        variable = len({b - a for a, b in zip(times, times[1:], strict=False)}) > 1
+        variable = len({b - a for a, b in pairwise(times)}) > 1
     return VideoInfo(
         path=path,
         kind="folder" if folder else "animation" if animated else "image",
@@ -143,7 +142,7 @@ class ImageSource:
         self.size = (self.info.height, self.info.width)
         self.damaged = 0
         self.warnings: list[str] = []
-        self.times: list[float]
+        self.times: list[float] | None
         if self.info.kind == "animation":
             self.times = [float(t) for t in _times(path, os.stat(path).st_mtime_ns)[:-1]]
         else:
@@ -153,18 +152,19 @@ class ImageSource:
     def frames(self, start: float) -> Iterator[tuple[Pixels, float]]:
         """Yield [H, W, 3] pixels and seconds of every frame that is shown at or after `start`."""
         path = self.info.path
-        first = max(0, int(np.searchsorted(self.times, start, side="right")) - 1)
+        times = self.times or [0.0]
+        first = max(0, int(np.searchsorted(times, start, side="right")) - 1)
         if self.info.kind == "folder":
-            for time, file in list(zip(self.times, list_frames(path), strict=True))[first:]:
+            for time, file in list(zip(times, list_frames(path), strict=True))[first:]:
                 with open_image(file) as image:
                     yield self._resized(load(image), time, file), time
             return
         with open_image(path) as image:
-            for number in range(len(self.times)):
+            for number, time in enumerate(times):
                 if self.info.kind == "animation":
                     image.seek(number)
                 if number >= first:
-                    yield self._resized(load(image), self.times[number], path), self.times[number]
+                    yield self._resized(load(image), time, path), time
 
     def _resized(self, pixels: Pixels, time: float, file: str) -> Pixels:
         height, width = pixels.shape[:2]
@@ -182,7 +182,8 @@ class ImageSource:
         """Yield (number, pixels, seconds) of the frames with these numbers, in order."""
         left = set(numbers)
         first = min(left)
-        for number, (pixels, time) in enumerate(self.frames(self.times[first]), first):
+        start = self.times[first] if self.times else 0.0
+        for number, (pixels, time) in enumerate(self.frames(start), first):
             if number in left:
                 yield number, pixels, time
             if number == max(left):

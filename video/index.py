@@ -12,6 +12,8 @@ from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
 
 from video.clip import VideoInfo
 from video.errors import MAX_PIXELS, VideoError, check_pixels
@@ -21,6 +23,8 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,flv,asf,ogg,gif,"
     "h264,hevc,av1,obu,ivf,mjpeg,m4v,y4m,yuv4mpegpipe,nut,mxf,dv,rm,wav,mp3,aac,flac,vob,wtv,swf"
 )
+TICKS = 90_000  # per second, where a file says nothing
+LIMITS = {"max_pixels": str(MAX_PIXELS)}
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020", 0: "rgb"}
 RANGES = {1: "limited", 2: "full"}
 
@@ -34,7 +38,6 @@ class Scan:
         pts: [T] int64 sorted presentation times in ticks; empty if the packets carry none.
         keys: [K] int64 sorted times of the keyframes, in ticks.
         time_base: Seconds per tick.
-        end: Tick at which the last frame stops being shown.
         stored_size: (height, width) before rotation.
         matrix: The four numbers a, b, c, d of the display matrix: x' = ax + cy, y' = bx + dy.
         warnings: What is wrong with the file, one sentence each.
@@ -44,26 +47,29 @@ class Scan:
     pts: np.ndarray[Any, np.dtype[np.int64]]
     keys: np.ndarray[Any, np.dtype[np.int64]]
     time_base: Fraction
-    end: int
     stored_size: tuple[int, int]
     matrix: tuple[int, int, int, int]
     warnings: tuple[str, ...]
 
 
 @contextmanager
-def open_container(path: str) -> Iterator[av.container.InputContainer]:
-    """Open a file with FFmpeg, local demuxers only; every failure becomes a VideoError."""
-    options = {
-        "protocol_whitelist": "file",
-        "format_whitelist": CONTAINERS,
-        "max_pixels": str(MAX_PIXELS),
-    }
+def open_stream(path: str, threads: str) -> Iterator[tuple[InputContainer, av.VideoStream]]:
+    """Open a file's first video stream with FFmpeg; every failure becomes a VideoError.
+
+    Args:
+        path: File; only local demuxers look at it.
+        threads: "AUTO", "SLICE" or "NONE": how the decoder may use threads.
+    """
+    options = {"protocol_whitelist": "file", "format_whitelist": CONTAINERS, **LIMITS}
     try:
         container = av.open(path, options=options, metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise unreadable(path, error) from error
     with container:
-        yield container
+        stream = _video_stream(path, container)
+        stream.codec_context.options = LIMITS
+        stream.thread_type = threads
+        yield container, stream
 
 
 def unreadable(path: str, error: Exception) -> VideoError:
@@ -75,17 +81,16 @@ def unreadable(path: str, error: Exception) -> VideoError:
     )
 
 
-def video_stream(path: str, container: av.container.InputContainer) -> av.VideoStream:
-    """The first real video stream (cover art of music does not count), ready to decode."""
+def _video_stream(path: str, container: InputContainer) -> av.VideoStream:
+    """The first real video stream: cover art of music does not count."""
     for stream in container.streams.video:
-        if stream.disposition & av.stream.Disposition.attached_pic:
+        if stream.disposition & Disposition.attached_pic:
             continue
         if stream.codec_context is None:
             raise VideoError(
                 f"{path} is compressed with a codec this FFmpeg cannot decode;"
                 " convert it to H.264 first"
             )
-        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         return stream
     held = "sound but no pictures" if container.streams.audio else "no pictures"
     raise VideoError(f"{path} holds {held}; expected a file with a video stream")
@@ -103,18 +108,24 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
     times: list[int] = []
     keys: list[int] = []
     packets, shown, timed, end = 0, 0, True, 0
-    with open_container(path) as container:
-        stream = video_stream(path, container)
+    first: av.VideoFrame | None = None
+    reason = Exception("it holds no frame")
+    with open_stream(path, "NONE") as (container, stream):
         codec = stream.codec_context.name
-        time_base = stream.time_base or Fraction(1, 90000)
+        time_base = stream.time_base or Fraction(1, TICKS)
         try:
             for packet in container.demux(stream):
+                if first is None:
+                    try:
+                        first = next(iter(packet.decode()), None)
+                    except av.FFmpegError as error:
+                        reason = error
                 if not packet.size:
                     continue
                 packets += 1
                 if packet.is_discard or packet.is_corrupt:
                     continue
-                if codec == "vp8" and not memoryview(packet)[0] & 0x10:
+                if codec == "vp8" and not bytes(packet)[0] & 0x10:
                     continue  # a reference that is never shown
                 shown += 1
                 if packet.pts is None:
@@ -132,14 +143,16 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
             )
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         has_audio = bool(container.streams.audio)
-    first = _first_frame(path)
+    if first is None:
+        raise unreadable(path, reason)
     matrix = _display_matrix(first)
-    pts = np.unique(np.asarray(times if timed else [], dtype=np.int64))
     height, width = first.height, first.width
     check_pixels(path, height, width)
+    pts = np.unique(np.asarray(times if timed else [], dtype=np.int64))
     fps, variable = _rate(pts, time_base, rates)
-    if timed and len(pts):
-        end = max(end, int(pts[-1]) + (round(1 / fps / time_base) if end <= pts[-1] else 0))
+    if len(pts):
+        if end <= pts[-1]:
+            end = int(pts[-1]) + max(1, round(1 / fps / time_base))
         start, duration = float(pts[0] * time_base), float((end - int(pts[0])) * time_base)
     else:
         start, duration = float(first.time or 0), shown / float(fps)
@@ -163,41 +176,23 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
         file_size=file_size,
     )
     return Scan(
-        info,
-        pts,
-        np.unique(np.asarray(keys, dtype=np.int64)),
-        time_base,
-        end,
-        (height, width),
-        matrix,
-        tuple(warnings),
+        info=info,
+        pts=pts,
+        keys=np.unique(np.asarray(keys, dtype=np.int64)),
+        time_base=time_base,
+        stored_size=(height, width),
+        matrix=matrix,
+        warnings=tuple(warnings),
     )
-
-
-def _first_frame(path: str) -> av.VideoFrame:
-    reason: Exception | None = None
-    with open_container(path) as container:
-        stream = video_stream(path, container)
-        stream.thread_type = "SLICE"
-        try:
-            for packet in container.demux(stream):
-                try:
-                    for frame in packet.decode():
-                        return frame
-                except av.FFmpegError as error:
-                    reason = error
-        except av.FFmpegError as error:
-            reason = error
-    raise unreadable(path, reason or Exception("it holds no frame"))
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     """Signs of a quarter-turn display matrix; the identity where there is none or it is skewed."""
-    for data in frame.side_data.keys():
+    held: Any = frame.side_data  # iterates over its items, unlike the mapping it is typed as
+    for data in held.keys():
         if data.type.name == "DISPLAYMATRIX":
-            a, b, _, c, d = (
-                int(n) for n in np.sign(np.rint(np.frombuffer(data, np.int32)[:5] / 65536))
-            )
+            signs = np.sign(np.rint(np.frombuffer(data, np.int32)[:5] / 65536))
+            a, b, _, c, d = (int(sign) for sign in signs)
             if (a and d and not b and not c) or (b and c and not a and not d):
                 return a, b, c, d
     return 1, 0, 0, 1

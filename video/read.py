@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from video.clip import Clip, VideoInfo
+from video.clip import Clip, Pixels, VideoInfo
 from video.errors import VideoError
-from video.images import ImageSource, Pixels, is_image
+from video.images import ImageSource, is_image
 from video.probe import check_path
 from video.pyav_backend import PyAVSource
 from video.sample import Rate, Size, as_rate, sample_times, target_size, tick_tolerance
@@ -123,7 +123,7 @@ class VideoReader:
             raise failure
 
     def frames(self) -> Iterator[tuple[Pixels, float]]:
-        """Yield one picture ([H, W, 3] uint8, not to be written to) and its time after the other."""
+        """Yield one picture ([H, W, 3] uint8, read only) and its time after the other."""
         count = 0
         for item in self._at_ticks(self._resample) if self._resample else self._in_clip():
             count += 1
@@ -207,8 +207,6 @@ def open_video(
         VideoError: The file cannot be read, or the clip lies outside of it.
         ValueError: An argument is none of the above.
     """
-    if backend not in ("auto", "pyav", "decord"):
-        raise ValueError(f"unknown backend {backend!r}; choose one of ['auto', 'pyav', 'decord']")
     if on_damage not in ("raise", "skip"):
         raise ValueError(f"unknown on_damage {on_damage!r}; choose 'raise' or 'skip'")
     if clip is not None and not 0 <= clip[0] < clip[1]:
@@ -216,17 +214,7 @@ def open_video(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: expected at least 1 frame")
     rate = None if fps is None else as_rate(fps)
-    path = check_path(path)
-    source: Source
-    if is_image(path):
-        source = ImageSource(path, rate)
-    elif backend == "decord":
-        from video.decord_backend import DecordSource  # noqa: PLC0415  (optional dependency)
-
-        source = DecordSource(path)
-    else:
-        source = PyAVSource(path, on_damage)
-    source.size = target_size(size, source.info.height, source.info.width)
+    source = _open_source(check_path(path), backend, on_damage, rate, size)
     if source.info.kind in ("image", "folder"):
         rate = None
     return VideoReader(source, rate, clip, chunk)
@@ -283,37 +271,52 @@ def read_at(
     """
     if (times is None) == (indices is None):
         raise ValueError("read_at needs times or indices, and not both")
-    with open_video(path, size=size, backend=backend) as reader:
-        source = reader._source
-        known = np.asarray(source.times if source.times is not None else _steady(reader.info))
-        if indices is not None:
-            numbers = [int(i) for i in indices]
-        else:
-            asked = np.asarray([float(t) for t in times if times is not None])
-            numbers = (np.searchsorted(known, asked + ROUNDING, side="right") - 1).clip(0).tolist()
-            late = asked[(asked >= source.end) | ~np.isfinite(asked)]
-            if len(late):
-                raise VideoError(
-                    f"{reader.info.path} ends at {source.end:.3f} s; {late[0]} s is not in it"
-                )
-        if not numbers or min(numbers) < 0 or max(numbers) >= len(known):
-            raise VideoError(
-                f"{reader.info.path} has {len(known)} frames; indices={numbers}: expected at least one,"
-                f" each from 0 to {len(known) - 1}"
-            )
-        place = {number: n for n, number in enumerate(sorted(set(numbers)))}
-        pixels_nHWC = np.empty((len(place), *reader.size, 3), np.uint8)
-        found = [0.0] * len(place)
-        for number, picture, time in source.pick(numbers):
-            pixels_nHWC[place[number]] = picture
-            found[place[number]] = time
-        order = [place[number] for number in numbers]
-        if order != list(range(len(place))):
-            pixels_nHWC = pixels_nHWC[order]
-        frames, pts = as_chunk(pixels_nHWC, [found[n] for n in order])
-        return Clip(frames=frames, pts=pts, fps=None, info=reader.info)
+    source = _open_source(check_path(path), backend, "raise", None, size)
+    info = source.info
+    known = source.times
+    if known is None:  # packets without times
+        known = [info.start + float(n / (info.fps or 1)) for n in range(info.num_frames or 0)]
+    if times is not None:
+        asked = np.array([float(t) for t in times])
+        outside = asked[~(asked < source.end)]
+        if info.kind != "image" and len(outside):
+            raise VideoError(f"{info.path} ends at {source.end:.3f} s, {outside[0]} s is not in it")
+        numbers = (np.searchsorted(known, asked + ROUNDING, side="right") - 1).clip(0).tolist()
+    else:
+        numbers = [int(i) for i in indices or ()]
+    if not numbers or min(numbers) < 0 or max(numbers) >= len(known):
+        raise VideoError(
+            f"{info.path} has frames 0 to {len(known) - 1}, asked for {numbers};"
+            " name at least one and none outside"
+        )
+    place = {number: n for n, number in enumerate(sorted(set(numbers)))}
+    pixels_nHWC = np.empty((len(place), *source.size, 3), np.uint8)
+    found = [0.0] * len(place)
+    for number, picture, time in source.pick(numbers):
+        pixels_nHWC[place[number]] = picture
+        found[place[number]] = time
+    source.close()
+    order = [place[number] for number in numbers]
+    if order != list(range(len(place))):
+        pixels_nHWC = pixels_nHWC[order]
+    frames, pts = as_chunk(pixels_nHWC, [found[n] for n in order])
+    return Clip(frames=frames, pts=pts, info=info)
 
 
-def _steady(info: VideoInfo) -> list[float]:
-    """Times of frames whose packets carry none."""
-    return [info.start + float(n / (info.fps or 1)) for n in range(info.num_frames or 0)]
+def _open_source(
+    path: str, backend: str, on_damage: str, folder_fps: Fraction | None, size: Size | None
+) -> Source:
+    """The source for a checked path, set to deliver frames of `size`."""
+    if backend not in ("auto", "pyav", "decord"):
+        raise ValueError(f"unknown backend {backend!r}; choose one of ['auto', 'pyav', 'decord']")
+    source: Source
+    if is_image(path):
+        source = ImageSource(path, folder_fps)
+    elif backend == "decord":
+        from video.decord_backend import DecordSource  # noqa: PLC0415  (optional dependency)
+
+        source = DecordSource(path)
+    else:
+        source = PyAVSource(path, on_damage)
+    source.size = target_size(size, source.info.height, source.info.width)
+    return source

@@ -12,6 +12,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -22,9 +23,8 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torch import Tensor
 
-from video.clip import Clip
+from video.clip import Clip, Pixels
 from video.errors import VideoError
-from video.images import Pixels
 from video.sample import Rate, as_rate
 
 BT709, LIMITED = 1, 1
@@ -147,20 +147,24 @@ class PictureSink:
         first, rest = self._frames[0], self._frames[1:]
         if not rest:
             name = STILL.get(self._suffix) or ANIMATED[self._suffix]
-            quality = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"lossless": True}}
+            quality: dict[str, dict[str, Any]] = {
+                "JPEG": {"quality": 95, "subsampling": 0},
+                "WEBP": {"lossless": True},
+            }
             first.save(self._path, format=name, **quality.get(name, {}))
             return
         unit = 10 if self._suffix == ".gif" else 1  # milliseconds
         ends = [*self._times[1:], self._times[-1] + float(1 / self._fps)]
         marks = [round((t - self._times[0]) * 1000 / unit) * unit for t in (self._times[0], *ends)]
+        lossless = {"lossless": True} if self._suffix == ".webp" else {}
         first.save(
             self._path,
             format=ANIMATED[self._suffix],
             save_all=True,
             append_images=rest,
-            duration=[b - a for a, b in zip(marks, marks[1:], strict=False)],
+            duration=[b - a for a, b in pairwise(marks)],
             loop=0,
-            **({"lossless": True} if self._suffix == ".webp" else {}),
+            **lossless,
         )
 
     def abandon(self) -> None:
@@ -265,8 +269,8 @@ class VideoWriter:
         for pixels, time in zip(pixels_nHWC, times, strict=True):
             if not self._last < time < np.inf:
                 raise VideoError(
-                    f"{self.path}: frame {self.num_frames} is at {time} s after one at {self._last} s;"
-                    " times must increase"
+                    f"{self.path}: frame {self.num_frames} is at {time} s and the one before it at"
+                    f" {self._last} s; times must increase"
                 )
             try:
                 self._sink.add(pixels, time)
