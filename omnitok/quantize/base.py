@@ -329,7 +329,7 @@ class DiscreteQuantizer(Quantizer):
 
     def _usage(self, codes_K: Tensor) -> Tensor:
         """Share of codes that occur: by sorting, so that size and device do not matter."""
-        codes_NK = codes_K.flatten(end_dim=-2).sort(dim=0).values
+        codes_NK = codes_K.reshape(-1, self.num_codebooks).sort(dim=0).values
         distinct = (codes_NK.diff(dim=0) != 0).sum() + codes_NK[:1].numel()
         return distinct / float(self.codebook_size * self.num_codebooks)  # may not fit int64
 

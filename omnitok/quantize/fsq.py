@@ -60,8 +60,9 @@ class FSQ(DiscreteQuantizer):
         every = torch.arange(self.codebook_size, device=z.device).unsqueeze(-1)
         digits = every // self._basis % self._levels
         z_KNC = rearrange(self._split(z), "... k c -> k (...) c")
-        logits_KNV = 2 * (z_KNC @ self._scale(digits, digits=True).T) / temperature
-        per_sample_K, codebook_K = entropy_terms(logits_KNV, self.config.entropy_form or "clamped")
+        scores_KNV = 2 * (z_KNC @ self._scale(digits, digits=True).T)
+        form = self.config.entropy_form or "clamped"
+        per_sample_K, codebook_K = entropy_terms(scores_KNV, temperature, form)
         return {
             "commitment": (z - q.detach()).square().mean(),
             "per_sample_entropy": per_sample_K.mean(),

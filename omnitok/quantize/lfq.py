@@ -22,7 +22,7 @@ class LFQ(DiscreteQuantizer):
 
     Attributes:
         scale: A bit is plus or minus this number.
-        order: What the index order is called.
+        entropy_form: That of the source.
     """
 
     scale: float = 1.0
@@ -51,14 +51,14 @@ class LFQ(DiscreteQuantizer):
         A token's bits are independent, so its entropy does not depend on the grouping; that of the
         batch is an upper bound unless one group holds all channels.
         """
-        if self.config.entropy_temperature is None:
+        temperature = self.config.entropy_temperature
+        if temperature is None:
             return {}
         group = self.config.entropy_group
         every = torch.arange(2**group, device=z.device)
         codes_VC = (2 * codes_to_bits(every, group, "msb") - 1) * self.scale
         z_GNC = rearrange(z, "... (g c) -> g (...) c", c=group)
-        logits_GNV = 2 * (z_GNC @ codes_VC.to(z).T) / self.config.entropy_temperature
-        per_sample_G, codebook_G = entropy_terms(
-            logits_GNV, self.config.entropy_form or self.entropy_form
-        )
+        scores_GNV = 2 * (z_GNC @ codes_VC.to(z).T)
+        form = self.config.entropy_form or self.entropy_form
+        per_sample_G, codebook_G = entropy_terms(scores_GNV, temperature, form)
         return {"per_sample_entropy": per_sample_G.sum(), "codebook_entropy": codebook_G.sum()}

@@ -92,9 +92,9 @@ class VQ(DiscreteQuantizer):
             z_KNC = self._split(z)
             rows_KVC = self._rows().clone()  # a moving-average step precedes the backward pass
             squares_KNV = z_KNC.square().sum(-1, keepdim=True) + rows_KVC.square().sum(-1)[:, None]
-            logits_KNV = (2 * z_KNC @ rows_KVC.mT - squares_KNV) / temperature
+            scores_KNV = 2 * (z_KNC @ rows_KVC.mT) - squares_KNV
             form = self.config.entropy_form or "exact"
-            per_sample_K, codebook_K = entropy_terms(logits_KNV, form)
+            per_sample_K, codebook_K = entropy_terms(scores_KNV, temperature, form)
             losses["per_sample_entropy"] = per_sample_K.mean()
             losses["codebook_entropy"] = codebook_K.mean()
         return losses
