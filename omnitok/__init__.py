@@ -1,0 +1,10 @@
+"""Any image, any video of any length and any 3D asset into tokens, and back."""
+
+from omnitok.hub import load
+from omnitok.tokenizer import EncodeStream, Tokenizer
+from omnitok.tokens import Tokens, TokensError
+from omnitok.version import VERSION
+
+__version__ = VERSION
+
+__all__ = ["EncodeStream", "Tokenizer", "Tokens", "TokensError", "__version__", "load"]

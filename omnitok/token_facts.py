@@ -91,11 +91,15 @@ def conform(what: str, value: Any, hint: Any) -> Any:
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
-        for choice in args:
+        choices = [choice for choice in args if choice is not types.NoneType]
+        if value is None and len(choices) < len(args):
+            return None
+        for choice in choices[:-1]:
             try:
                 return conform(what, value, choice)
             except TokensError:
                 continue
+        return conform(what, value, choices[-1])
     elif origin is Literal:
         if value in args:
             return value
@@ -185,7 +189,8 @@ class TokenizerInfo(_Facts):
                 f"codebook_size is {self.codebook_size} for kind {self.kind!r}; codes need one, "
                 "latents have None"
             )
-        if (self.codebook_size or 1) < 1 or self.num_codebooks < 1 or self.latent_dim < 1:
+        sizes = (1 if self.codebook_size is None else self.codebook_size, self.num_codebooks)
+        if min(*sizes, self.latent_dim) < 1:
             raise TokensError(
                 f"codebook_size={self.codebook_size}, num_codebooks={self.num_codebooks}, "
                 f"latent_dim={self.latent_dim}; each must be at least 1"

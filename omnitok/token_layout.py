@@ -38,6 +38,7 @@ from omnitok.token_file import (
 
 FORMAT = "omnitok-tokens"
 VERSION = 1
+LATENT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _IDENTITY = ("name", "config", "weights_sha256", "version")  # of TokenizerInfo, under "tokenizer"
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_NAMES}
 
@@ -107,8 +108,11 @@ class Layout:
         return tensors
 
     def check(self) -> None:
-        """Refuse times that are no times and shapes that are not those of a whole clip."""
+        """Refuse a wrong type, times that are no times, and anything but a whole clip."""
         T, t = self.size[0], self.grid[0]
+        size = self.info.codebook_size
+        if self.dtype not in (LATENT_DTYPES if size is None else (code_storage(size)[0],)):
+            raise TokensError(f"{self.info.kind} of {size} codes are not stored as {self.dtype}")
         if t != num_groups(T, self.info.patch[0], self.info.causal):
             raise TokensError(
                 f"grid {self.grid} of a clip of size {self.size} is not a whole clip with patch "
@@ -199,7 +203,10 @@ def layout_of(facts: Any, tensors: dict[str, Tensor]) -> Layout:
     if dump_json(layout.facts()) != dump_json(facts):
         raise TokensError("damaged: its facts contradict each other")
     wanted = layout.tensors()
-    if set(wanted) != set(tensors) or not all(torch.equal(wanted[n], tensors[n]) for n in wanted):
+    if set(wanted) != set(tensors) or not all(
+        wanted[name].dtype == tensors[name].dtype and torch.equal(wanted[name], tensors[name])
+        for name in wanted
+    ):
         raise TokensError(f"damaged: its tensors {sorted(tensors)} do not fit its facts")
     return layout
 

@@ -19,7 +19,14 @@ from omnitok.token_facts import (
     conform,
     show,
 )
-from omnitok.token_layout import Layout, TokenFile, check_shapes, storage_dtype, to_rows
+from omnitok.token_layout import (
+    LATENT_DTYPES,
+    Layout,
+    TokenFile,
+    check_shapes,
+    storage_dtype,
+    to_rows,
+)
 
 __all__ = [
     "Preprocess",
@@ -79,8 +86,7 @@ class Tokens:
                 "or [t, h, w, K]"
             )
         if self.latents is not None and (
-            self.latents.dtype not in (torch.float32, torch.float16, torch.bfloat16)
-            or self.latents.ndim != 4
+            self.latents.dtype not in LATENT_DTYPES or self.latents.ndim != 4
         ):
             raise TokensError(
                 f"latents are {self.latents.dtype} {list(self.latents.shape)}; expected float32, "

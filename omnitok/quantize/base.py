@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 KINDS = ("kl", "fsq", "vq", "lfq", "bsq")
 BIT_KINDS = ("lfq", "bsq")
-MAX_BITS = 62  # of one code; more do not fit int64 with room for a count
+MAX_BITS = 62  # of one code: 2**62, the number of codes, still fits int64
 MAX_GROUP = 20  # channels whose joint entropy is measured
 _OPTIONS = {  # which kinds each option belongs to
     "levels": ("fsq",),
@@ -140,15 +140,15 @@ class QuantizerConfig:
             size = math.prod(self.levels)
         elif self.kind in BIT_KINDS:
             orders = (None, "msb", "lsb")
-            size = 2**width
+            size = 2 ** min(width, MAX_BITS + 1)
         elif self.kind == "vq":
             _check_count("codebook_size", self.codebook_size, 2)
             if not 0 <= self.ema_decay < 1:
                 raise ValueError(f"quantizer ema_decay={self.ema_decay} must be in [0, 1)")
         if size is not None and size > 2**MAX_BITS:
             raise ValueError(
-                f"quantizer codes would have {size} values, more than 2**{MAX_BITS}; "
-                "raise num_codebooks"
+                f"quantizer with dim={self.dim} and num_codebooks={self.num_codebooks} needs codes "
+                f"of more than {MAX_BITS} bits; raise num_codebooks"
             )
         if size is not None and self.codebook_size not in (None, size):
             raise ValueError(
@@ -164,11 +164,11 @@ class QuantizerConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> QuantizerConfig:
         """Rebuild a config from what `dataclasses.asdict` gave; an unknown key is a ValueError."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown or "dim" not in values:
+        known = {field.name for field in fields(cls)}
+        if not {"dim"} <= set(values) <= known:
             raise ValueError(
-                f"quantizer config has unknown keys {unknown} or lacks 'dim'; "
-                "check their spelling or the version"
+                f"quantizer config has the keys {sorted(values)}; it needs 'dim' and knows "
+                f"{sorted(known)}, so check their spelling or the version"
             )
         return cls(**values)
 
@@ -232,9 +232,7 @@ class Quantizer(nn.Module, ABC):
         self._check_channels(z)
         with torch.autocast(z.device.type, enabled=False):
             quantized = self._forward(z.float())
-        return Quantized(
-            quantized.z_q.to(z.dtype), quantized.codes, quantized.losses, quantized.usage
-        )
+        return replace(quantized, z_q=quantized.z_q.to(z.dtype))
 
     @abstractmethod
     def codes_to_latents(self, codes: Tensor, *, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -300,9 +298,8 @@ class DiscreteQuantizer(Quantizer):
             codes_K = self._search(z)
         q = self._look_up(codes_K)
         losses = self._losses(z, q)
-        return Quantized(
-            self._pass_through(z, q), self._pack(codes_K), losses, self._usage(codes_K)
-        )
+        z_q, codes = self._pass_through(z, q), self._pack(codes_K)
+        return Quantized(z_q, codes, losses, self._usage(codes_K))
 
     def _prepare(self, z: Tensor) -> Tensor:
         """Bring latents to where the codebook is."""

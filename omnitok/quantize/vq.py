@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from omnitok.quantize.base import DiscreteQuantizer, Quantized, QuantizerConfig
 from omnitok.quantize.entropy import entropy_terms
 
-_SCORES_AT_ONCE = 2**22  # of the search, to bound its memory
+_SCORES_AT_ONCE = 2**20  # of the search, to bound its memory
 
 
 class VQ(DiscreteQuantizer):
@@ -70,10 +70,10 @@ class VQ(DiscreteQuantizer):
         """Nearest rows, in float64 so that the answer depends on neither device nor batch."""
         dtype = torch.float32 if z.device.type == "mps" else torch.float64  # mps has no float64
         rows_KVC = self._rows().to(dtype)
-        half_KV = rows_KVC.square().sum(-1) / 2
-        at_once = max(1, _SCORES_AT_ONCE // half_KV.numel())
+        minus_half_K1V = rows_KVC.square().sum(-1).unsqueeze(1) / -2
+        at_once = max(1, _SCORES_AT_ONCE // minus_half_K1V.numel())
         codes = [
-            (z_KNC.to(dtype) @ rows_KVC.mT - half_KV.unsqueeze(1)).argmax(-1)
+            torch.baddbmm(minus_half_K1V, z_KNC.to(dtype), rows_KVC.mT).max(-1).indices
             for z_KNC in torch.split(self._split(z), at_once, dim=1)
         ]
         return torch.cat(codes, dim=1).T.reshape(*z.shape[:-1], self.num_codebooks)

@@ -1,0 +1,123 @@
+"""Everything needed to rebuild a tokenizer, as dataclasses that travel with weights as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from omnitok.quantize.base import QuantizerConfig
+
+LAYER_KINDS = ("global", "local", "shifted")
+
+
+def triple(name: str, value: Any) -> tuple[int, int, int]:
+    """Check a (t, h, w) of positive integers; lists become tuples."""
+    numbers = tuple(value)
+    if len(numbers) != 3 or not all(isinstance(n, int) and n > 0 for n in numbers):
+        raise ValueError(f"{name}={value!r} is not three positive integers (time, height, width)")
+    return numbers
+
+
+def reject_unknown(name: str, given: Mapping[str, Any], known: Any) -> None:
+    """Raise a ValueError that names the keys of `given` that the dataclass `known` lacks."""
+    unknown = sorted(set(given) - {f.name for f in fields(known)})
+    if unknown:
+        raise ValueError(f"{name} has unknown keys {unknown}; check their spelling or the version")
+
+
+@dataclass(kw_only=True, slots=True)
+class StackConfig:
+    """The shape of one transformer stack (the encoder or the decoder).
+
+    Attributes:
+        width: Channels of the residual stream.
+        heads: Attention heads; the head width must be a multiple of 8.
+        layers: One of "global", "local", "shifted" per block: attention over the whole frame, over
+            windows, or over windows moved by half their side.
+        mlp_hidden: Width inside the feed-forward layers.
+        window: Side of the local windows in patches.
+        lookback: Groups before its own that a token sees.
+        rope_base: Base of the rotary frequencies.
+        attention_scale: Factor on the usual 1 / sqrt(head width).
+        qk_norm: Whether queries and keys are RMS-normalised.
+        norm: "rms" or "layer".
+        norm_affine: Whether norms carry weights of their own.
+        mlp: "swiglu" or "gelu_tanh".
+        bias: Whether linear layers carry biases.
+    """
+
+    width: int
+    heads: int
+    layers: tuple[str, ...]
+    mlp_hidden: int
+    window: int = 8
+    lookback: int = 2
+    rope_base: float = 10000.0
+    attention_scale: float = 1.0
+    qk_norm: bool = True
+    norm: str = "rms"
+    norm_affine: bool = False
+    mlp: str = "swiglu"
+    bias: bool = False
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.layers)
+
+    def __post_init__(self) -> None:
+        self.layers = tuple(self.layers)
+        if self.heads < 1 or self.width % (8 * self.heads):
+            raise ValueError(
+                f"width={self.width} over heads={self.heads} must give a head width that is a "
+                "multiple of 8"
+            )
+        unknown = sorted(set(self.layers) - set(LAYER_KINDS))
+        if unknown:
+            raise ValueError(f"unknown layer kinds {unknown}; choose from {list(LAYER_KINDS)}")
+        if self.window < 1 or self.lookback < 0:
+            raise ValueError(
+                f"window={self.window} must be at least 1 and lookback={self.lookback} at least 0"
+            )
+
+
+@dataclass(kw_only=True, slots=True)
+class TokenizerConfig:
+    """Everything needed to rebuild a tokenizer.
+
+    Attributes:
+        name: What the tokenizer is called in token files.
+        patch: (frames, height, width) of a patch in pixels. Frame 0 is a group of its own, then
+            groups of `patch[0]` frames.
+        encoder: Stack before the bottleneck.
+        decoder: Stack after it.
+        quantizer: The bottleneck.
+    """
+
+    name: str
+    encoder: StackConfig
+    decoder: StackConfig
+    quantizer: QuantizerConfig
+    patch: tuple[int, int, int] = field(default=(4, 8, 8))
+
+    def __post_init__(self) -> None:
+        self.patch = triple("patch", self.patch)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-friendly dict that `from_dict` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TokenizerConfig:
+        """Rebuild a config; an unknown, missing or misshapen entry is a ValueError."""
+        parts = {"encoder": StackConfig, "decoder": StackConfig, "quantizer": QuantizerConfig}
+        reject_unknown("tokenizer config", values, cls)
+        built = dict(values)
+        try:
+            for key, part in parts.items():
+                reject_unknown(f"tokenizer config {key!r}", values[key], part)
+                built[key] = part(**values[key])
+            return cls(**built)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"tokenizer config is not complete or well formed: {error}") from error

@@ -1,0 +1,39 @@
+"""The feed-forward half of a block.
+
+Shape suffixes: D width, M hidden width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MLPS = ("swiglu", "gelu_tanh")
+
+
+class MLP(nn.Module):
+    """Two linear layers with a non-linearity between them.
+
+    Args:
+        kind: "swiglu" (Shazeer 2020, arXiv:2002.05202, eq. 6) or "gelu_tanh".
+        width: Input and output width.
+        hidden: Width between the two layers.
+        bias: Whether the linear layers carry biases.
+    """
+
+    def __init__(self, kind: str, width: int, hidden: int, bias: bool) -> None:
+        super().__init__()
+        if kind not in MLPS:
+            raise ValueError(f"unknown mlp {kind!r}; choose one of {list(MLPS)}")
+        self.kind = kind
+        # one matrix product for the gate and the value of SwiGLU
+        self.up = nn.Linear(width, 2 * hidden if kind == "swiglu" else hidden, bias=bias)
+        self.down = nn.Linear(hidden, width, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        hidden = self.up(x)
+        if self.kind == "swiglu":
+            gate, value = hidden.chunk(2, dim=-1)
+            return self.down(F.silu(gate) * value)  # type: ignore[no-any-return]
+        return self.down(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]

@@ -1,0 +1,449 @@
+"""The tokenizer that everybody uses: pixels to tokens and back.
+
+Whole clips are worked on group by group with the same steps as a stream, so the tokens of a stream
+equal those of the whole clip to the bit, whatever the cuts.
+
+Shape suffixes: B batch, T frames, H and W pixels; t, h, w tokens; c latent channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, overload
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from omnitok.config import TokenizerConfig
+from omnitok.model import Autoencoder
+from omnitok.nn.patch import grid_of, pad_frames
+from omnitok.nn.stack import StackCache
+from omnitok.tokens import TokenizerInfo, Tokens, frames_of_groups, num_groups
+from omnitok.version import VERSION
+
+Size = tuple[int, int, int]
+PROMISES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8")
+
+
+def to_float(frames: Tensor, dtype: torch.dtype) -> Tensor:
+    """Uint8 pixels to [-1, 1]."""
+    return frames.to(dtype) / 127.5 - 1
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """[-1, 1] to uint8 pixels, rounded and clamped."""
+    return ((x.float() + 1) * 127.5).round_().clamp_(0, 255).to(torch.uint8)
+
+
+class Tokenizer:
+    """Turns images and videos of any size and length into tokens, and back.
+
+    Attributes:
+        config: The full config.
+        model: The network, in eval mode.
+        weights_sha256: Identifies the weights (see `omnitok.checkpoint.hash_weights`).
+        promises: For P1 to P8 (docs/promises.md) True, or a sentence why it does not hold.
+    """
+
+    def __init__(self, model: Autoencoder, weights_sha256: str) -> None:
+        self.model = model.eval()
+        self.config: TokenizerConfig = model.config
+        self.weights_sha256 = weights_sha256
+        self.promises: dict[str, bool | str] = dict.fromkeys(PROMISES, True)
+
+    @property
+    def patch(self) -> Size:
+        """(frames, height, width) of a patch in pixels."""
+        return self.config.patch
+
+    @property
+    def codebook_size(self) -> int | None:
+        """Number of different codes (of each codebook); None for continuous tokens."""
+        return self.model.quantizer.codebook_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights in the network."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network computes."""
+        return self.model.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.model.embed.weight.dtype
+
+    @property
+    def info(self) -> TokenizerInfo:
+        """What a token file records about this tokenizer."""
+        quantizer = self.model.quantizer
+        discrete = quantizer.codebook_size is not None
+        return TokenizerInfo(
+            name=self.config.name,
+            config=self.config.to_dict(),
+            weights_sha256=self.weights_sha256,
+            version=VERSION,
+            kind="codes" if discrete else "latents",
+            codebook_size=quantizer.codebook_size,
+            num_codebooks=quantizer.num_codebooks if discrete else 1,
+            levels=quantizer.levels,
+            index_order=quantizer.index_order,
+            patch=self.patch,
+            causal=True,
+            latent_dim=quantizer.dim,
+        )
+
+    @property
+    def compute(self) -> dict[str, Any]:
+        """What a token file records about the machine's arithmetic."""
+        return {
+            "dtype": str(self.dtype)[6:],
+            "device": self.device.type,
+            "torch": str(torch.__version__),
+            "deterministic": self.device.type == "cpu",
+        }
+
+    # pixels <-> latents
+
+    @overload
+    def encode(self, x: Tensor) -> Tensor: ...
+    @overload
+    def encode(self, x: Sequence[Tensor]) -> list[Tensor]: ...
+    @torch.no_grad()
+    def encode(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+        """Pixels to latents before quantization (KL: the mean).
+
+        Args:
+            x: [B, 3, T, H, W] float in [-1, 1], any T, H, W of at least 1; or a list of
+                [3, T, H, W] of any sizes.
+
+        Returns:
+            [B, c, t, h, w]; or a list of [c, t, h, w].
+
+        Raises:
+            ValueError: The shape or type is not as above.
+        """
+        if not isinstance(x, Tensor):
+            return [self.encode(clip[None])[0] for clip in x]
+        if x.ndim != 5 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
+            raise ValueError(
+                f"encode got {x.dtype} {list(x.shape)}; expected float [B, 3, T, H, W] in [-1, 1]"
+            )
+        cache = StackCache()
+        frames, pt = x.shape[2], self.patch[0]
+        parts = []
+        for group in range(num_groups(frames, pt)):
+            first, stop = frames_of_groups(group, group + 1, frames, pt)
+            parts.append(self._encode_group(x[:, :, first:stop], cache))
+        grid = grid_of((x.shape[3], x.shape[4]), self.patch)
+        return rearrange(torch.cat(parts, dim=1), "b g (y x) c -> b c g y x", y=grid[0])
+
+    def _encode_group(self, x_BCTHW: Tensor, cache: StackCache) -> Tensor:
+        """The frames of the next group, possibly too few, to latents [B, 1, N, c]."""
+        frames = 1 if cache.time == 0 else self.patch[0]
+        x = pad_frames(x_BCTHW.to(self.device, self.dtype), self.patch, frames)
+        return self.model.encode_groups(x, cache)[..., : self.model.quantizer.dim]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, size: Size | None = None) -> Tensor:
+        """Latents to pixels.
+
+        Args:
+            z: [B, c, t, h, w] latents, after quantization if the tokenizer is discrete.
+            size: (T, H, W) of the result; None gives whole patches and groups.
+
+        Returns:
+            [B, 3, T, H, W] float, not clamped.
+
+        Raises:
+            ValueError: The shape is wrong, or `size` is not one that encodes to this grid.
+        """
+        if z.ndim != 5 or z.shape[1] != self.model.quantizer.dim or 0 in z.shape:
+            raise ValueError(
+                f"decode got {list(z.shape)}; expected [B, {self.model.quantizer.dim}, t, h, w]"
+            )
+        t, h, w = z.shape[2:]
+        pt, ph, pw = self.patch
+        size = size or (1 + (t - 1) * pt, h * ph, w * pw)
+        self._check_grid((t, h, w), size)
+        cache = StackCache()
+        parts = []
+        for group in range(t):
+            first, stop = frames_of_groups(group, group + 1, size[0], pt)
+            parts.append(self._decode_group(z[:, :, group], cache)[:, :, : stop - first])
+        return torch.cat(parts, dim=2)[..., : size[1], : size[2]]
+
+    def _check_grid(self, grid: Size, size: Size) -> None:
+        wanted = (num_groups(size[0], self.patch[0]), *grid_of(size[1:], self.patch))
+        if min(size) < 1 or wanted != tuple(grid):
+            raise ValueError(
+                f"size={size} needs a grid of {wanted} tokens with patch {self.patch}, got "
+                f"{tuple(grid)}"
+            )
+
+    def _decode_group(self, z_BcHW: Tensor, cache: StackCache) -> Tensor:
+        """Latents [B, c, h, w] of the next group to pixels of whole patches."""
+        grid = (z_BcHW.shape[2], z_BcHW.shape[3])
+        z = rearrange(z_BcHW.to(self.device, self.dtype), "b c y x -> b 1 (y x) c")
+        return self.model.decode_groups(z, grid, cache)
+
+    # latents <-> codes
+
+    def _need_codes(self) -> None:
+        if self.codebook_size is None:
+            raise TypeError(
+                f"tokenizer {self.config.name!r} is continuous and has no codes; use encode and "
+                "decode, or Tokens.latents"
+            )
+
+    def _codes(self, z: Tensor) -> Tensor:
+        codes: Tensor | None = self.model.quantizer(z).codes
+        assert codes is not None
+        return codes
+
+    @torch.no_grad()
+    def quantize(self, z: Tensor) -> Tensor:
+        """[B, c, t, h, w] latents to [B, t, h, w] (K codebooks: [B, t, h, w, K]) int64 codes."""
+        self._need_codes()
+        return self._codes(rearrange(z, "b c t h w -> b t h w c"))
+
+    @torch.no_grad()
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Codes to the [B, c, t, h, w] latents that `decode` takes."""
+        self._need_codes()
+        z = self.model.quantizer.codes_to_latents(codes.to(self.device))
+        return rearrange(z, "b t h w c -> b c t h w").to(self.dtype)
+
+    # frames <-> tokens
+
+    @overload
+    def tokenize(self, frames: Tensor) -> Tokens: ...
+    @overload
+    def tokenize(self, frames: Sequence[Tensor]) -> list[Tokens]: ...
+    def tokenize(self, frames: Tensor | Sequence[Tensor]) -> Tokens | list[Tokens]:
+        """Frames to tokens.
+
+        Args:
+            frames: uint8 [T, 3, H, W] of any T, H, W of at least 1, or a list of them.
+
+        Returns:
+            Tokens on the CPU, or a list of them.
+
+        Raises:
+            ValueError: The shape or type is not as above.
+        """
+        if not isinstance(frames, Tensor):
+            return [self.tokenize(clip) for clip in frames]
+        with self.stream() as stream:
+            parts = [stream.push(frames), stream.finish()]
+        return Tokens.cat(parts)
+
+    @overload
+    def detokenize(self, tokens: Tokens) -> Tensor: ...
+    @overload
+    def detokenize(self, tokens: Sequence[Tokens]) -> list[Tensor]: ...
+    def detokenize(self, tokens: Tokens | Sequence[Tokens]) -> Tensor | list[Tensor]:
+        """Tokens to uint8 [T, 3, H, W] frames of the size and number they were made from."""
+        if not isinstance(tokens, Tokens):
+            return [self.detokenize(item) for item in tokens]
+        return torch.cat(list(self.stream_decode([tokens])))
+
+    def reconstruct(self, frames: Tensor) -> Tensor:
+        """`detokenize(tokenize(frames))`."""
+        return self.detokenize(self.tokenize(frames))
+
+    def stream(self) -> EncodeStream:
+        """A stream that takes frames as they come; use it as a context manager."""
+        return EncodeStream(self)
+
+    @torch.no_grad()
+    def stream_decode(self, parts: Iterable[Tokens]) -> Iterator[Tensor]:
+        """Decode consecutive parts of one clip, group by group, in bounded memory.
+
+        Args:
+            parts: Tokens in time order, cut anywhere between groups.
+
+        Yields:
+            uint8 [n, 3, H, W] frames on the CPU: one, then `patch[0]` of them at a time.
+
+        Raises:
+            ValueError: A part has another size or kind than the first, or comes from other
+                weights.
+        """
+        cache = StackCache()
+        first_size: tuple[int, int] | None = None
+        for part in parts:
+            self._check_part(part, first_size)
+            first_size = part.size[1:]
+            left = part.size[0]
+            for z in self._latents(part):
+                x = self._decode_group(z, cache)
+                count = min(left, x.shape[2])
+                left -= count
+                frames = x[0, :, :count, : part.size[1], : part.size[2]]
+                yield to_uint8(frames).transpose(0, 1).cpu()
+
+    def _latents(self, part: Tokens) -> Iterator[Tensor]:
+        """[1, c, h, w] latents of each group of a part."""
+        for group in range(part.grid[0]):
+            if part.codes is not None:
+                yield self.dequantize(part.codes[None, group : group + 1])[:, :, 0]
+            else:
+                assert part.latents is not None
+                yield rearrange(part.latents[group], "h w c -> 1 c h w")
+
+    def _check_part(self, part: Tokens, size: tuple[int, int] | None) -> None:
+        if (part.codes is None) != (self.codebook_size is None):
+            kind = "latents" if part.codes is None else "codes"
+            raise ValueError(
+                f"the tokens hold {kind}, which tokenizer {self.config.name!r} does not decode; "
+                "load the tokenizer that made them"
+            )
+        if part.info is not None and part.info.weights_sha256 != self.weights_sha256:
+            raise ValueError(
+                f"the tokens were made by {part.info.name!r} with weights "
+                f"{part.info.weights_sha256[:12]}, but {self.config.name!r} has "
+                f"{self.weights_sha256[:12]}; load the tokenizer that made them"
+            )
+        if size is not None and part.size[1:] != size:
+            raise ValueError(f"a part of {part.size[1:]} pixels follows one of {size} pixels")
+        if part.codes is not None and part.codes.numel():
+            worst = int(part.codes.max()), int(part.codes.min())
+            if worst[0] >= (self.codebook_size or 0) or worst[1] < 0:
+                raise ValueError(
+                    f"codes reach from {worst[1]} to {worst[0]}; expected 0 to "
+                    f"{(self.codebook_size or 0) - 1}"
+                )
+        if part.size[0]:
+            self._check_grid_of_part(part)
+
+    def _check_grid_of_part(self, part: Tokens) -> None:
+        wanted = grid_of(part.size[1:], self.patch)
+        if part.grid[1:] != wanted:
+            raise ValueError(
+                f"frames of {part.size[1:]} pixels need {wanted} tokens, got {part.grid[1:]}"
+            )
+
+
+class EncodeStream:
+    """Frames in, tokens out, as soon as a group is complete.
+
+    Memory holds fewer than `patch[0]` frames and the keys and values of the last groups, whatever
+    the length of the stream. An error inside the `with` block ends the stream.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._cache = StackCache()
+        self._waiting: list[Tensor] = []
+        self._size: tuple[int, int] | None = None
+        self._finished = False
+
+    def __enter__(self) -> EncodeStream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._finished = True
+
+    @torch.no_grad()
+    def push(self, frames: Tensor) -> Tokens:
+        """Take the next frames.
+
+        Args:
+            frames: uint8 [n, 3, H, W], n >= 1, all of one size.
+
+        Returns:
+            Tokens of the groups that became complete; the grid's t may be 0.
+
+        Raises:
+            ValueError: The shape, type or size is wrong.
+            RuntimeError: The stream is finished.
+        """
+        self._check(frames)
+        outputs, count, taken = [], 0, 0
+        while True:
+            wanted = 1 if self._cache.time == 0 else self._tokenizer.patch[0]
+            room = wanted - sum(map(len, self._waiting))
+            if len(frames) - taken < room:
+                break
+            group = torch.cat([*self._waiting, frames[taken : taken + room]])
+            outputs.append(self._encode(group))
+            count, taken, self._waiting = count + wanted, taken + room, []
+        if taken < len(frames):
+            self._waiting.append(frames[taken:].clone())
+        return self._tokens(outputs, count)
+
+    @torch.no_grad()
+    def finish(self) -> Tokens:
+        """End the stream and return the tokens of the last, short group (t is 0 or 1)."""
+        if self._finished:
+            raise RuntimeError("the stream is finished; open a new one with Tokenizer.stream()")
+        if self._size is None:
+            raise ValueError("the stream got no frames; push at least one before finish()")
+        self._finished = True
+        if not self._waiting:
+            return self._tokens([], 0)
+        group = torch.cat(self._waiting)
+        self._waiting = []
+        return self._tokens([self._encode(group)], len(group))
+
+    def _check(self, frames: Tensor) -> None:
+        if self._finished:
+            raise RuntimeError("the stream is finished; open a new one with Tokenizer.stream()")
+        if (
+            frames.ndim != 4
+            or frames.shape[1] != 3
+            or frames.dtype != torch.uint8
+            or 0 in frames.shape
+        ):
+            raise ValueError(
+                f"got {frames.dtype} {list(frames.shape)}; expected uint8 [T, 3, H, W] with at "
+                "least one frame and pixel"
+            )
+        size = (frames.shape[2], frames.shape[3])
+        if self._size is not None and size != self._size:
+            raise ValueError(
+                f"frames of {size} pixels follow frames of {self._size} pixels in one stream; "
+                "start a new stream for them"
+            )
+        self._size = size
+
+    def _encode(self, group: Tensor) -> Tensor:
+        """[n, 3, H, W] frames of the next group to [1, h, w, (K or c)] codes or latents."""
+        tok = self._tokenizer
+        x = to_float(group.to(tok.device).transpose(0, 1)[None], tok.dtype)
+        assert self._size is not None
+        z = tok._encode_group(x, self._cache)
+        z = rearrange(z[0], "g (y x) c -> g y x c", y=grid_of(self._size, tok.patch)[0])
+        if tok.codebook_size is None:
+            return z.cpu()
+        return tok._codes(z).cpu()
+
+    def _tokens(self, outputs: list[Tensor], frames: int) -> Tokens:
+        tok = self._tokenizer
+        assert self._size is not None
+        if outputs:
+            values = torch.cat(outputs)
+        else:
+            values = self._nothing()
+        discrete = tok.codebook_size is not None
+        return Tokens(
+            codes=values if discrete else None,
+            latents=None if discrete else values,
+            size=(frames, *self._size),
+            info=tok.info,
+            compute=tok.compute,
+        )
+
+    def _nothing(self) -> Tensor:
+        tok = self._tokenizer
+        assert self._size is not None
+        grid = grid_of(self._size, tok.patch)
+        if tok.codebook_size is None:
+            return torch.empty(0, *grid, tok.model.quantizer.dim, dtype=tok.dtype)
+        many = tok.model.quantizer.num_codebooks
+        return torch.empty(0, *grid, *([many] if many > 1 else []), dtype=torch.int64)

@@ -1,0 +1,105 @@
+"""Principal components of patches: the first weights of a run, and the baseline to beat.
+
+With every block starting as the identity, an encoder whose embedding holds the whitened principal
+components, and a decoder whose head holds their inverse, is exactly the best linear tokenizer of
+that many numbers. Training starts there instead of at grey.
+
+Shape suffixes: S samples, P values of a patch, R components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from omnitok.model import Autoencoder
+from omnitok.nn.patch import Patch, patchify
+
+
+@dataclass
+class PCA:
+    """Mean and principal components of patches.
+
+    Attributes:
+        mean: [P].
+        components: [R, P], orthonormal rows in order of variance.
+        std: [R] standard deviation along each.
+    """
+
+    mean: Tensor
+    components: Tensor
+    std: Tensor
+
+    @classmethod
+    def fit(cls, batches: Iterable[Tensor]) -> PCA:
+        """Fit to batches of [S, P] patches; sums are held in float64."""
+        count, total, square = 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            x = batch.double()
+            count, total, square = count + len(x), total + x.sum(0), square + x.T @ x
+        if count < 2:
+            raise ValueError(f"a PCA needs at least 2 patches, got {count}")
+        mean = total / count
+        variance, vectors = torch.linalg.eigh(square / count - torch.outer(mean, mean))
+        std = variance.clamp_min(0).sqrt().flip(0)
+        return cls(mean.float(), vectors.T.flip(0).float(), std.float())
+
+    def project(self, x: Tensor, rank: int) -> Tensor:
+        """[..., P] to [..., rank] coefficients."""
+        return (x - self.mean) @ self.components[:rank].T
+
+    def reconstruct(self, coefficients: Tensor) -> Tensor:
+        """[..., rank] coefficients to [..., P]."""
+        return coefficients @ self.components[: coefficients.shape[-1]] + self.mean
+
+
+def split_patches(clips: Iterable[Tensor], patch: Patch) -> tuple[list[Tensor], list[Tensor]]:
+    """Patches of first frames and of groups, from clips [B, 3, T, H, W] of whole groups."""
+    still, moving = [], []
+    for x in clips:
+        still.append(patchify(x[:, :, :1], (1, *patch[1:])).flatten(0, 2))
+        if x.shape[2] > 1:
+            moving.append(patchify(x[:, :, 1:], patch).flatten(0, 2))
+    return still, moving
+
+
+@torch.no_grad()
+def start_as_pca(model: Autoencoder, clips: Iterable[Tensor]) -> None:
+    """Set a fresh model's weights so that it is the PCA of the clips' patches.
+
+    Args:
+        model: A model whose blocks are the identity (`Autoencoder.reset_parameters`).
+        clips: [B, 3, T, H, W] in [-1, 1], of whole groups, some with more than one frame.
+    """
+    still, moving = split_patches(clips, model.config.patch)
+    rank = model.quantizer.dim
+    for patches, embed, head in (
+        (still, model.embed_first, model.head_first),
+        (moving, model.embed, model.head),
+    ):
+        pca = PCA.fit(patches)
+        _fill(embed, head, pca, rank)
+    for layer in (model.to_latent, model.from_latent):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        layer.weight[:rank, :rank] = torch.eye(rank)
+    if model.quantizer.input_dim == 2 * rank:  # KL: a small variance to begin with
+        model.to_latent.bias[rank:] = -6.0
+    elif model.quantizer.codebook_size is not None:
+        model.from_latent.weight[:rank, :rank] *= 2.0  # codes lie in [-1, 1], latents in +-2
+
+
+def _fill(embed: nn.Linear, head: nn.Linear, pca: PCA, rank: int) -> None:
+    width = min(embed.out_features, len(pca.std))
+    # whitening, but noise is not blown up to the size of the signal
+    scale = 1 / (pca.std[:width] + 0.02 * pca.std[0])
+    scale[:rank] = 1 / pca.std[:rank].clamp_min(1e-4)
+    nn.init.zeros_(embed.weight)
+    embed.weight[:width] = pca.components[:width] * scale[:, None]
+    embed.bias.copy_(-embed.weight @ pca.mean)
+    nn.init.zeros_(head.weight)
+    head.weight[:, :rank] = (pca.components[:rank] * pca.std[:rank, None]).T
+    head.bias.copy_(pca.mean)
