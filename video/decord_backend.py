@@ -26,18 +26,22 @@ class DecordSource:
             raise ImportError(
                 "backend='decord' needs decord: pip install 'decord2>=3'; or use backend='pyav'"
             ) from error
-        self.info = scan(path).info
+        index = scan(path)
+        self.info = index.info
         self.size = (self.info.height, self.info.width)
         self.damaged = 0
-        self.warnings = list(scan(path).warnings)
+        self.warnings = list(index.warnings)
+        self.times: list[float] | None = (index.pts * float(index.time_base)).tolist()
         self.end = self.info.start + self.info.duration
         try:
             self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=0)
-            self.times: list[float] | None = [
-                float(t) for t in self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0]
-            ]
         except (RuntimeError, decord.DECORDError) as error:
             raise self._failed(error) from error
+        if len(self._reader) != len(index.pts):
+            raise VideoError(
+                f"{path} has {len(index.pts)} frames and decord sees {len(self._reader)};"
+                " use backend='pyav'"
+            )
 
     def frames(self, start: float) -> Iterator[tuple[Pixels, float]]:
         """Yield [H, W, 3] pixels and seconds of every frame shown at or after `start`."""
@@ -61,8 +65,10 @@ class DecordSource:
         return np.asarray(Image.fromarray(pixels).resize(self.size[::-1], Image.Resampling.BICUBIC))
 
     def _failed(self, error: Exception) -> VideoError:
-        line = str(error).strip().splitlines()[-1:]
-        return VideoError(f"{self.info.path} cannot be read by decord ({line}); use backend='pyav'")
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        return VideoError(
+            f"{self.info.path} cannot be read by decord ({reason[0]}); use backend='pyav'"
+        )
 
     def close(self) -> None:
         """Let go of the file."""

@@ -24,6 +24,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 FOLDER_FPS = Fraction(25)
+SHORTEST = 10  # milliseconds; browsers show such a frame of an animation for 100 ms
 MAGIC = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP|BM|II\*\0|MM\0\*|P[1-6]\s|....ftypavi[fs]",
     re.DOTALL,
@@ -82,7 +83,7 @@ def load(image: Image.Image) -> Pixels:
 def frame_seconds(image: Image.Image) -> Fraction:
     """How long an animation's current frame is shown."""
     milliseconds = Fraction(image.info.get("duration") or 0)
-    return (milliseconds if milliseconds > 10 else Fraction(100)) / 1000
+    return (milliseconds if milliseconds > SHORTEST else Fraction(100)) / 1000
 
 
 @lru_cache(maxsize=64)

@@ -141,6 +141,7 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
             warnings.append(
                 f"{path} ends early: {packets} of {stream.frames} frames are in the file"
             )
+        announced = _announced_end(container, stream)
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         has_audio = bool(container.streams.audio)
     if first is None:
@@ -154,6 +155,11 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
         if end <= pts[-1]:
             end = int(pts[-1]) + max(1, round(1 / fps / time_base))
         start, duration = float(pts[0] * time_base), float((end - int(pts[0])) * time_base)
+        if announced > start + duration + 2 / fps and not warnings:
+            warnings.append(
+                f"{path} ends early: its header says {announced:.3f} s, its frames end at"
+                f" {start + duration:.3f} s"
+            )
     else:
         start, duration = float(first.time or 0), shown / float(fps)
     turned = matrix[0] == 0
@@ -184,6 +190,15 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
         matrix=matrix,
         warnings=tuple(warnings),
     )
+
+
+def _announced_end(container: InputContainer, stream: av.VideoStream) -> float:
+    """When the header says the pictures end, in seconds; 0 where it does not say."""
+    if stream.duration is not None:
+        return float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0))
+    if container.duration is not None and len(container.streams) == 1:
+        return ((container.start_time or 0) + container.duration) / av.time_base
+    return 0.0
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:

@@ -47,9 +47,10 @@ class PyAVSource:
                 last = self._time(frame, last)
                 count += 1
                 yield self.pixels(frame), last
-        if count + self.damaged < (self.info.num_frames or 0) and not self.warnings:
+        if count < (self.info.num_frames or 0):
             self.warnings.append(
-                f"{self.info.path}: {count} of {self.info.num_frames} announced frames came out"
+                f"{self.info.path}: {count} of {self.info.num_frames} frames could be decoded,"
+                f" {self.damaged} packets are damaged"
             )
 
     def pick(self, numbers: Sequence[int]) -> Iterator[tuple[int, Pixels, float]]:
@@ -166,7 +167,8 @@ class PyAVSource:
             self._damage(f"reading stopped ({error.strerror})")
         if cut:
             self.damaged += 1
-            self.warnings.append(f"{self.info.path} ends early: {cut}")
+            if not self.warnings:
+                self.warnings.append(f"{self.info.path} ends early: {cut}")
 
     def _damage(self, what: str) -> None:
         self.damaged += 1

@@ -282,8 +282,8 @@ def read_at(
         if info.kind != "image" and len(outside):
             raise VideoError(f"{info.path} ends at {source.end:.3f} s, {outside[0]} s is not in it")
         numbers = (np.searchsorted(known, asked + ROUNDING, side="right") - 1).clip(0).tolist()
-    else:
-        numbers = [int(i) for i in indices or ()]
+    elif indices is not None:
+        numbers = [int(i) for i in indices]
     if not numbers or min(numbers) < 0 or max(numbers) >= len(known):
         raise VideoError(
             f"{info.path} has frames 0 to {len(known) - 1}, asked for {numbers};"

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from video.clip import Clip, Pixels
 from video.errors import VideoError
+from video.images import SHORTEST
 from video.sample import Rate, as_rate
 
 BT709, LIMITED = 1, 1
@@ -67,7 +68,7 @@ class MovieSink:
         self._container = av.open(path, "w", format=container, options=flags)
         self._stream: av.VideoStream | None = None
         self._reformatter = VideoReformatter()
-        self._last = -1
+        self._last: int | None = None
 
     def add(self, pixels: Pixels, time: float) -> None:
         """Encode one frame."""
@@ -80,7 +81,13 @@ class MovieSink:
             interpolation="BICUBIC",
             threads=1,
         )
-        frame.pts = round(time / self._base)
+        tick = round(time / self._base)
+        if self._last is not None and tick <= self._last:
+            raise VideoError(
+                f"frames at {float(self._last * self._base):.7f} s and {time:.7f} s are less than"
+                f" {self._base} s apart; drop one of them"
+            )
+        self._last = frame.pts = tick
         frame.time_base = self._base
         self._container.mux(stream.encode(frame))
 
@@ -156,13 +163,19 @@ class PictureSink:
         unit = 10 if self._suffix == ".gif" else 1  # milliseconds
         ends = [*self._times[1:], self._times[-1] + float(1 / self._fps)]
         marks = [round((t - self._times[0]) * 1000 / unit) * unit for t in (self._times[0], *ends)]
+        shown = [end - start for start, end in pairwise(marks)]
+        if min(shown) <= SHORTEST:
+            raise VideoError(
+                f"{self._suffix} players show a frame of {min(shown)} ms for 100 ms; resample to 50"
+                " frames per second or fewer, or write .mp4"
+            )
         lossless = {"lossless": True} if self._suffix == ".webp" else {}
         first.save(
             self._path,
             format=ANIMATED[self._suffix],
             save_all=True,
             append_images=rest,
-            duration=[b - a for a, b in pairwise(marks)],
+            duration=shown,
             loop=0,
             **lossless,
         )
@@ -274,7 +287,7 @@ class VideoWriter:
                 )
             try:
                 self._sink.add(pixels, time)
-            except (OSError, av.FFmpegError) as error:
+            except (OSError, av.FFmpegError, VideoError) as error:
                 raise self._failed(error) from error
             self._last = time
             self.num_frames += 1
@@ -287,7 +300,7 @@ class VideoWriter:
         try:
             self._sink.finish()
             os.replace(self._temporary, self.path)
-        except (OSError, av.FFmpegError) as error:
+        except (OSError, av.FFmpegError, VideoError) as error:
             self.abandon()
             raise self._failed(error) from error
 
@@ -304,6 +317,8 @@ class VideoWriter:
                 os.remove(self._temporary)
 
     def _failed(self, error: Exception) -> VideoError:
+        if isinstance(error, VideoError):
+            return VideoError(f"{self.path}: {error}")
         reason = getattr(error, "strerror", None) or str(error)
         return VideoError(
             f"{self.path} cannot be written ({reason}); check the folder, its permissions and the"
