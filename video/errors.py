@@ -9,10 +9,10 @@ class VideoError(Exception):
     """A file cannot be read or written; the message names it, what was expected and what to do."""
 
 
-def check_pixels(path: str, height: int, width: int) -> None:
+def check_pixels(path: str, height: int, width: int, limit: int = MAX_PIXELS) -> None:
     """Refuse a picture whose frames would not fit in memory."""
-    if height * width > MAX_PIXELS:
+    if height * width > limit:
         raise VideoError(
-            f"{path} claims {width}x{height} pixels, more than the {MAX_PIXELS} that are read;"
+            f"{path} claims {width}x{height} pixels, more than the {limit} that are read;"
             " make it smaller first"
         )

@@ -24,6 +24,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif")
 FOLDER_FPS = Fraction(25)
+ANIMATION_PIXELS = 1 << 24  # per frame; Pillow takes a second for each one beyond this
 SHORTEST = 10  # milliseconds; browsers show such a frame of an animation for 100 ms
 MAGIC = re.compile(
     rb"\x89PNG\r\n|\xff\xd8\xff|GIF8|RIFF....WEBP|BM|II\*\0|MM\0\*|P[1-6]\s|....ftypavi[fs]",
@@ -104,6 +105,8 @@ def probe_images(path: str, folder_fps: Fraction | None = None) -> VideoInfo:
     files = list_frames(path) if folder else [path]
     with open_image(files[0]) as image:
         animated = image.format in ANIMATED and getattr(image, "is_animated", False)
+        if animated:
+            check_pixels(path, *image.size, limit=ANIMATION_PIXELS)
         orientation = int(image.getexif().get(0x0112, 1))
         width, height = image.size if orientation < 5 else image.size[::-1]
         codec, mode = (image.format or "").lower(), image.mode

@@ -20,10 +20,11 @@ from video.errors import VideoError
 from video.images import ImageSource, is_image
 from video.probe import check_path
 from video.pyav_backend import PyAVSource
-from video.sample import Rate, Size, as_rate, sample_times, target_size, tick_tolerance
+from video.sample import Rate, Size, as_rate, count_ticks, target_size, tick_tolerance
 
 Path = str | os.PathLike[str]
 ROUNDING = 1e-9  # seconds
+LONGEST_GAP = 3600.0  # seconds; a frame shown for longer is damage, not a pause
 
 
 class Source(Protocol):
@@ -149,6 +150,11 @@ class VideoReader:
         for picture, time in self._source.frames(self._from):
             if shown is None:
                 start = max(self._from, time)
+            elif time - last > LONGEST_GAP:
+                raise VideoError(
+                    f"{self.info.path} shows one frame from {last:.0f} s to {time:.0f} s, its times"
+                    " are damaged; read it without fps, or clip it"
+                )
             while shown is not None and start + tick / fps < min(time, self._to) - slack:
                 yield shown, float(start + tick / fps)
                 tick += 1
@@ -165,12 +171,11 @@ class VideoReader:
         if times is None:
             whole = self._resample is None and self._to == np.inf and self._from == -np.inf
             return self.info.num_frames if whole else None
-        pts = torch.tensor(times, dtype=torch.float64)
         if self._resample is None:
-            inside = (pts >= self._from - ROUNDING) & (pts < self._to - ROUNDING)
-            return int(inside.sum())
+            first, last = np.searchsorted(times, np.array([self._from, self._to]) - ROUNDING)
+            return int(last - first)
         start, end = max(self._from, times[0]), min(self._to, self._source.end)
-        return len(sample_times(pts, self._resample, start, end)) if start < end else 0
+        return count_ticks(self._resample, end - start) if start < end else 0
 
 
 def as_chunk(pixels_nHWC: Pixels, times: list[float]) -> tuple[Tensor, Tensor]:

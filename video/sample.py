@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import torch
@@ -31,6 +32,11 @@ def tick_tolerance(fps: Fraction) -> float:
     return min(1e-3, 0.1 / float(fps))
 
 
+def count_ticks(fps: Fraction, seconds: float) -> int:
+    """Ticks of a steady clock that begin within `seconds`; at least 1."""
+    return max(1, math.ceil((seconds - tick_tolerance(fps)) * fps))
+
+
 def sample_times(
     pts: Tensor, fps: Rate, start: float | None = None, end: float | None = None
 ) -> Tensor:
@@ -58,7 +64,7 @@ def sample_times(
     if end is None:
         end = last + ((last - first) / (len(pts) - 1) if len(pts) > 1 else 1 / float(rate))
     slack = tick_tolerance(rate)
-    count = max(1, int(-(-(end - start - slack) * rate // 1)))
+    count = count_ticks(rate, end - start)
     ticks = start + torch.arange(count, dtype=torch.float64) * rate.denominator / rate.numerator
     return (torch.searchsorted(pts, ticks + slack, right=True) - 1).clamp_min(0)
 
