@@ -6,6 +6,7 @@ which frame it got after any compression; below them the left part is red and th
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -58,12 +59,9 @@ def encode(
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = size if turn % 180 == 0 else size[::-1]
         stream.pix_fmt = pix_fmt
-        base = 1 / rate if isinstance(step, Fraction) and codec == "mpeg4" else Fraction(1, 90000)
-        if isinstance(step, Fraction) and codec != "mpeg4":
-            base = Fraction(1, rate.numerator * max(1, round(90000 / rate.numerator)))
+        steady = isinstance(step, Fraction)
+        base = Fraction(1, 2 * rate.numerator if steady else 90000)
         stream.time_base = stream.codec_context.time_base = base
-        if turn:
-            stream.set_display_rotation(-turn)
         voice = output.add_stream("aac", rate=8000, layout="mono") if sound else None
         time = Fraction(start)
         for number in range(count):
@@ -80,7 +78,20 @@ def encode(
             tone.sample_rate = 8000
             output.mux(voice.encode(tone))
             output.mux(voice.encode(None))
+    if turn:
+        _ask_for_turn(path, turn)
     return path
+
+
+def _ask_for_turn(path: Path, degrees: int) -> None:
+    """Set the display matrix in an mp4's track header (version 0)."""
+    cosine, sine = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 40
+    one, unit = 1 << 16, 1 << 30
+    matrix = (cosine * one, sine * one, 0, -sine * one, cosine * one, 0, 0, 0, unit)
+    data[at : at + 36] = struct.pack(">9i", *matrix)
+    path.write_bytes(data)
 
 
 def cut(source: Path, target: Path, keep: float) -> Path:

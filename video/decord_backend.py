@@ -37,6 +37,8 @@ class DecordSource:
             self._reader: Any = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=0)
         except (RuntimeError, decord.DECORDError) as error:
             raise self._failed(error) from error
+        if self.info.rotation:  # decord turns them, with bytes of padding among the pixels
+            raise VideoError(f"{path} is rotated, which decord gets wrong; use backend='pyav'")
         if len(self._reader) != len(index.pts):
             raise VideoError(
                 f"{path} has {len(index.pts)} frames and decord sees {len(self._reader)};"

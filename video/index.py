@@ -246,8 +246,8 @@ def _rate(
         measured.limit_denominator(1001),
     )
     plain_first = sorted((*announced, *near), key=lambda rate: rate.denominator not in (1, 1001))
-    for rate in plain_first:
+    for rate in filter(None, plain_first):
         clock = np.arange(len(pts)) / float(rate)
         if np.abs(seconds - clock).max() <= slack:
             return rate, False
-    return measured.limit_denominator(1_000_000), True
+    return measured.limit_denominator(1_000_000) or measured, True

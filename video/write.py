@@ -30,6 +30,7 @@ from video.sample import Rate, as_rate
 
 BT709, LIMITED = 1, 1
 TICKS = 90_000  # per second, at least
+FINEST = 1_000_000  # per second; mp4 counts the ticks between two frames in 31 bits
 STILL = {
     ".png": "PNG",
     ".jpg": "JPEG",
@@ -62,7 +63,7 @@ class MovieSink:
         self._options = {"crf": str(crf), "preset": preset}
         # a whole number of ticks per frame at this rate, and fine enough for any other time
         scale = fps.numerator * max(1, round(TICKS / fps.numerator))
-        self._base = Fraction(1, scale) if scale < 1 << 30 else Fraction(1, TICKS)
+        self._base = Fraction(1, scale if scale <= FINEST else TICKS)
         self._fps = fps
         flags = {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
         self._container = av.open(path, "w", format=container, options=flags)
@@ -92,7 +93,8 @@ class MovieSink:
         self._container.mux(stream.encode(frame))
 
     def _start(self, height: int, width: int) -> av.VideoStream:
-        stream = self._container.add_stream("libx264", rate=self._fps, options=self._options)
+        rate = max(self._fps.limit_denominator(1001), Fraction(1, 1001))  # a hint to the encoder
+        stream = self._container.add_stream("libx264", rate=rate, options=self._options)
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
         stream.time_base = stream.codec_context.time_base = self._base

@@ -1,5 +1,6 @@
 """Reading: order, times, rotation, sampling, clips, random access, colour."""
 
+import itertools
 from fractions import Fraction
 
 import av
@@ -10,6 +11,7 @@ from video_clips import DAMAGED, UPRIGHT, number_of
 
 import video
 from video import VideoError, read, read_at
+from video.index import upright
 
 MOVING = sorted(n for n in UPRIGHT if not n.startswith(("tiny", "sideways")))
 
@@ -41,6 +43,18 @@ def test_chunks_are_small_and_add_up_to_the_clip(clips, name):
     assert {len(frames) for frames, _ in parts[:-1]} <= {5}
     assert torch.equal(torch.cat([frames for frames, _ in parts]), whole.frames)
     assert torch.equal(torch.cat([pts for _, pts in parts]), whole.pts)
+
+
+@pytest.mark.parametrize("signs", itertools.product((-1, 1), (-1, 1)))
+@pytest.mark.parametrize("swapped", [False, True])
+def test_every_quarter_turn_and_mirror_is_undone(signs, swapped):
+    a, b, c, d = (0, signs[0], signs[1], 0) if swapped else (signs[0], 0, 0, signs[1])
+    stored = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+    x, y = np.meshgrid(np.arange(3), np.arange(2))
+    x_shown, y_shown = a * x + c * y, b * x + d * y
+    expected = np.empty((3, 2, 1) if swapped else (2, 3, 1), np.uint8)
+    expected[y_shown - y_shown.min(), x_shown - x_shown.min()] = stored
+    assert (upright(stored, (a, b, c, d)) == expected).all()
 
 
 def test_an_odd_size_is_kept(clips):
