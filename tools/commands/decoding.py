@@ -1,0 +1,117 @@
+"""`omnitok decode`: token files to videos and images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from tools.commands.batch import Outcome, Update, run_jobs
+from tools.commands.loading import ByTokens
+from tools.commands.options import add_batch, add_model
+from tools.commands.planning import DECODED, Job, is_tokens, make_plan
+from tools.commands.reporting import Report, size_of
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "decode",
+        help="turn token files back into videos and images",
+        description="Writes talk.decoded.mp4 for talk.omni.safetensors (a .png for a still), with "
+        "the size, frames and frame times of the source. A folder stands for all "
+        "*.omni.safetensors in it and its subfolders.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="TOKENS", help="a token file or a folder")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="a folder, or for one input a video or image file"
+    )
+    add_model(parser, None, "weights to decode with (default: those that made the tokens)")
+    add_batch(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command."""
+    from video.files import decoded_suffix, detokenize_file
+    from video.write import ANIMATED, MOVIES, STILL
+
+    report = Report(json=args.json, quiet=args.quiet)
+    plan = make_plan(
+        args.inputs,
+        args.output,
+        wanted=is_tokens,
+        ending=lambda path: DECODED + decoded_suffix(*_source_kind(path)),
+        is_file_name=lambda name: os.path.splitext(name)[1].lower() in {*MOVIES, *STILL, *ANIMATED},
+    )
+    if args.dry_run:
+        return run_jobs("decode", plan, lambda job, _: _describe(job, args.overwrite), report)
+    models = ByTokens(args)
+
+    def work(job: Job, update: Update) -> Outcome:
+        tok = models.get(job.src)
+        os.makedirs(os.path.dirname(os.path.abspath(job.dst)), exist_ok=True)
+        done = detokenize_file(tok, job.src, job.dst, overwrite=args.overwrite, progress=update)
+        frames, height, width = done.size
+        speed = f"{done.seconds:.1f} s ({frames / done.seconds:.1f} frames/s)"
+        line = (
+            f"{job.src} -> {job.dst}: {frames} frames of {width}x{height}, "
+            f"{size_of(done.num_bytes)}, {speed}"
+        )
+        return Outcome(
+            status="skipped" if done.kept else "done",
+            line=f"{job.src}: kept {job.dst}, which exists" if done.kept else line,
+            facts={
+                "num_frames": frames,
+                "height": height,
+                "width": width,
+                "file_bytes": done.num_bytes,
+                "seconds": done.seconds,
+            },
+        )
+
+    return run_jobs("decode", plan, work, report)
+
+
+def _describe(job: Job, overwrite: bool) -> Outcome:
+    """What a dry run says about a job."""
+    from omnitok.token_stream import TokenReader
+
+    with TokenReader(job.src) as reader:
+        frames, height, width = reader.size
+        name = reader.info.name
+    exists = os.path.lexists(job.dst)
+    keep = exists and not overwrite
+    verb = "would keep" if keep else "would replace" if exists else "would write"
+    return Outcome(
+        status="skipped" if keep else "planned",
+        line=f"{job.src}: {verb} {job.dst}: {frames} frames of {width}x{height}, by {name}",
+        facts={
+            "num_frames": frames,
+            "height": height,
+            "width": width,
+            "model": name,
+            "exists": exists,
+        },
+    )
+
+
+def _source_kind(path: str) -> tuple[str | None, int]:
+    """What kind of file the tokens come from and its frames, at a glance: decoding checks all.
+
+    Raises:
+        ValueError: This is no token file.
+    """
+    from omnitok import TokensError
+    from omnitok.token_facts import parse_json
+    from omnitok.token_file import read_header
+
+    try:
+        with open(path, "rb") as file:
+            clip = parse_json(read_header(file)[0], "the metadata")["clips"][0]
+        return clip["source"] and clip["source"]["kind"], clip["size"][0]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be opened ({error.strerror}); check the name") from error
+    except (TokensError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"{path}: {error}; expected a token file, check where it comes from"
+        ) from error

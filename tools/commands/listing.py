@@ -1,0 +1,102 @@
+"""`omnitok models`: the presets, and which of them ship with weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from tools.commands.errors import DONE
+from tools.commands.options import add_json
+from tools.commands.reporting import Report
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser("models", help="list the tokenizers")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command."""
+    models = [gather(name) for name in names()]
+    Report(json=args.json).result({"command": "models", "models": models}, describe(models))
+    return DONE
+
+
+def names() -> list[str]:
+    """Shipped weights and presets."""
+    from omnitok.hub import shipped
+    from omnitok.presets import PRESETS
+
+    return [*PRESETS, *(name for name in shipped() if name not in PRESETS)]
+
+
+def gather(name: str) -> dict[str, Any]:
+    """One tokenizer for a program; its network is shaped, but takes no memory."""
+    import math
+
+    import torch
+
+    from omnitok.hub import shipped
+    from omnitok.model import Autoencoder
+    from omnitok.presets import PRESETS, preset
+    from tools.commands.loading import read_config
+
+    config = preset(name) if name in PRESETS else read_config(name)
+    with torch.device("meta"):
+        model = Autoencoder(config)
+    size, books = model.quantizer.codebook_size, model.quantizer.num_codebooks
+    weights = shipped().get(name)
+    return {
+        "name": name,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "patch": list(config.patch),
+        "kind": "latents" if size is None else "codes",
+        "codebook_size": size,
+        "num_codebooks": None if size is None else books,
+        "latent_dim": model.quantizer.dim,
+        "bits_per_token": 32.0 * model.quantizer.dim if size is None else math.log2(size) * books,
+        "weights": None if weights is None else str(weights),
+        "card": None if weights is None else read_model_card(weights),
+    }
+
+
+def read_model_card(weights: Path) -> dict[str, Any] | None:
+    """The JSON object beside shipped weights, if there is one."""
+    path = weights.with_suffix(".json")
+    if not path.exists():
+        return None
+    card: dict[str, Any] = json.loads(path.read_text())
+    return card
+
+
+def describe(models: list[dict[str, Any]]) -> list[str]:
+    """The table for a person."""
+    rows = [("name", "parameters", "patch", "tokens", "bits/token", "weights")]
+    notes = []
+    for model in models:
+        if model["kind"] == "codes":
+            books = f" x {model['num_codebooks']}" if model["num_codebooks"] > 1 else ""
+            tokens = f"codes of {model['codebook_size']:,}{books}"
+        else:
+            tokens = f"{model['latent_dim']} latents"
+        rows.append(
+            (
+                model["name"],
+                f"{model['parameters'] / 1e6:.1f} M",
+                "x".join(str(n) for n in model["patch"]),
+                tokens,
+                f"{model['bits_per_token']:.2f}",
+                "shipped" if model["weights"] else "none: a shape to train",
+            )
+        )
+        card = model["card"] or {}
+        told = [f"{key} {card[key]}" for key in ("licence", "license", "score") if card.get(key)]
+        if told:
+            notes.append(f"{model['name']}: {', '.join(told)}")
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
+    return [line.rstrip() for line in lines] + ([""] if notes else []) + notes

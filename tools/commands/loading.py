@@ -1,0 +1,129 @@
+"""Tokenizers for commands: by name, or by what a token file asks for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.commands.errors import InputError, UsageError
+
+if TYPE_CHECKING:
+    from omnitok import Tokenizer
+    from omnitok.config import TokenizerConfig
+    from omnitok.tokens import TokenizerInfo
+
+
+def pick_device(name: str) -> str:
+    """The device to compute on; "auto" is a GPU if there is one.
+
+    Raises:
+        UsageError: There is no such device.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count()
+    known = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{n}" for n in range(gpus))]
+    if name == "auto":
+        return "cuda" if gpus else "cpu"
+    if name not in known:
+        raise UsageError(f"there is no device {name!r} here; choose one of {['auto', *known]}")
+    return name
+
+
+def load(name: str, args: argparse.Namespace) -> Tokenizer:
+    """Load the tokenizer that --model, --device and --dtype name.
+
+    Raises:
+        UsageError: There is no such device, or there are no such weights.
+    """
+    import torch
+
+    import omnitok
+    from omnitok.checkpoint import CheckpointError
+
+    try:
+        return omnitok.load(name, pick_device(args.device), getattr(torch, args.dtype))
+    except CheckpointError as error:
+        raise UsageError(f"--model {name}: {error}") from error
+
+
+def read_config(name: str) -> TokenizerConfig:
+    """The config of the tokenizer that --model names, without its weights.
+
+    Raises:
+        UsageError: There are no such weights.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from omnitok.checkpoint import CONFIG_KEY, CheckpointError
+    from omnitok.config import TokenizerConfig
+    from omnitok.hub import find_weights
+
+    try:
+        with safe_open(str(find_weights(name)), "pt") as file:
+            return TokenizerConfig.from_dict(json.loads(file.metadata()[CONFIG_KEY]))
+    except (CheckpointError, SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"--model {name}: {error}") from error
+
+
+class ByTokens:
+    """The tokenizers that token files ask for, each loaded once.
+
+    Args:
+        args: With `model` (None to go by the hash in the file), `device` and `dtype`.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
+        self._loaded: dict[str, Tokenizer] = {}
+        if args.model is not None:
+            self._given: Tokenizer | None = load(args.model, args)
+        else:
+            self._given = None
+
+    def get(self, path: str) -> Tokenizer:
+        """The tokenizer for a token file; one given by --model is taken as it is.
+
+        Raises:
+            TokensError: The file is damaged.
+            InputError: Its weights do not ship with omnitok.
+        """
+        from omnitok.hub import shipped
+
+        if self._given is not None:
+            return self._given
+        info = read_info(path)
+        names = sorted(shipped(), key=lambda name: name != info.name)
+        for name in names:
+            if name not in self._loaded:
+                self._loaded[name] = load(name, self._args)
+            if self._loaded[name].weights_sha256 == info.weights_sha256:
+                return self._loaded[name]
+        raise InputError(
+            f"{path} was made by {info.name!r} with weights {info.weights_sha256[:12]}, which do "
+            f"not ship with omnitok ({names}); give them with --model"
+        )
+
+
+def read_info(path: str) -> TokenizerInfo:
+    """What made a token file, having checked all of it.
+
+    Raises:
+        TokensError: It is damaged.
+    """
+    from omnitok.token_layout import TokenFile
+
+    with TokenFile(path) as file:
+        return file.layout.info
+
+
+def shipped_hashes() -> dict[str, str]:
+    """Name of the shipped weights -> hash of their tensors."""
+    from safetensors.torch import load_file
+
+    from omnitok.checkpoint import hash_weights
+    from omnitok.hub import shipped
+
+    return {name: hash_weights(load_file(Path(path))) for name, path in shipped().items()}

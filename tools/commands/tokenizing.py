@@ -1,0 +1,158 @@
+"""`omnitok tokenize`: videos, images and folders to token files."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+
+from tools.commands.batch import Outcome, Update, run_jobs
+from tools.commands.loading import load, read_config
+from tools.commands.options import add_batch, add_model, rate, seconds, side
+from tools.commands.planning import TOKENS, Job, Plan, is_media, make_plan
+from tools.commands.reporting import Report, size_of
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "tokenize",
+        help="turn videos, images and folders of them into token files",
+        description="Writes talk.omni.safetensors for talk.mp4, beside it or into OUT. A folder "
+        "stands for all videos and images in it and its subfolders.",
+    )
+    parser.add_argument("inputs", nargs="+", metavar="IN", help="a video, an image or a folder")
+    parser.add_argument(
+        "-o", "--output", metavar="OUT", help="a folder, or for one input a .safetensors file"
+    )
+    add_model(parser, "tiny", "a name from `omnitok models`, or a weights file (default: tiny)")
+    parser.add_argument(
+        "--fps", type=rate, metavar="F", help="resample to F frames per second (25, 30000/1001)"
+    )
+    parser.add_argument(
+        "--size", type=side, metavar="S", help="make the shorter side S pixels, keep the aspect"
+    )
+    parser.add_argument(
+        "--clip", type=seconds, metavar="A:B", help="take only the seconds A to B of each video"
+    )
+    parser.add_argument(
+        "--frames",
+        action="store_true",
+        help="a folder is one video with an image for each frame (25 fps, or --fps)",
+    )
+    parser.add_argument(
+        "--on-damage",
+        choices=("raise", "skip"),
+        default="raise",
+        help="fail at a damaged packet, or leave its frames out and warn (default: raise)",
+    )
+    add_batch(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry out the command."""
+    report = Report(json=args.json, quiet=args.quiet)
+    plan = make_plan(
+        args.inputs,
+        args.output,
+        wanted=is_media,
+        ending=lambda _: TOKENS,
+        is_file_name=lambda name: name.endswith(".safetensors"),
+        walk=not args.frames,
+    )
+    return _dry_run(args, plan, report) if args.dry_run else _run(args, plan, report)
+
+
+def _run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
+    from video.files import tokenize_file
+
+    tok = load(args.model, args) if any(not job.error for job in plan.jobs) else None
+
+    def work(job: Job, update: Update) -> Outcome:
+        assert tok is not None
+        os.makedirs(os.path.dirname(os.path.abspath(job.dst)), exist_ok=True)
+        done = tokenize_file(
+            tok,
+            job.src,
+            job.dst,
+            fps=args.fps,
+            size=args.size,
+            clip=args.clip,
+            on_damage=args.on_damage,
+            overwrite=args.overwrite,
+            progress=update,
+        )
+        speed = done.size[0] / done.seconds
+        line = (
+            f"{job.src} -> {job.dst}: {describe(done.size, done.num_tokens)}, "
+            f"{size_of(done.num_bytes)}, {done.seconds:.1f} s ({speed:.1f} frames/s)"
+        )
+        return Outcome(
+            status="skipped" if done.kept else "done",
+            line=f"{job.src}: kept {job.dst}, which exists" if done.kept else line,
+            facts={
+                **_facts(done.size, done.grid),
+                "bits_per_token": done.bits_per_token,
+                "bits_per_pixel": done.bits_per_pixel,
+                "file_bytes": done.num_bytes,
+                "seconds": done.seconds,
+                "has_audio": done.has_audio,
+            },
+            warnings=done.warnings,
+            has_audio=done.has_audio and not done.kept,
+        )
+
+    return run_jobs("tokenize", plan, work, report)
+
+
+def _dry_run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
+    from omnitok.groups import num_groups
+    from omnitok.nn.patch import grid_of
+    from video import open_video
+
+    patch = read_config(args.model).patch
+
+    def work(job: Job, update: Update) -> Outcome:
+        options = {"fps": args.fps, "size": args.size, "clip": args.clip}
+        with open_video(job.src, on_damage=args.on_damage, **options) as reader:
+            frames = reader.num_frames
+            exists = os.path.lexists(job.dst)
+            size = (frames, *reader.size)
+            grid = (
+                None if frames is None else num_groups(frames, patch[0]),
+                *grid_of(reader.size, patch),
+            )
+            warnings = tuple(reader.warnings)
+        keep = exists and not args.overwrite
+        verb = "would keep" if keep else "would replace" if exists else "would write"
+        tokens = None if frames is None else math.prod(n for n in grid if n is not None)
+        return Outcome(
+            status="skipped" if keep else "planned",
+            line=f"{job.src}: {verb} {job.dst}: {describe(size, tokens)}",
+            facts={**_facts(size, grid), "exists": exists},
+            warnings=warnings,
+        )
+
+    return run_jobs("tokenize", plan, work, report)
+
+
+def describe(size: tuple[int | None, int, int], tokens: int | None) -> str:
+    """Frames, pixels and tokens in words."""
+    frames, height, width = size
+    if frames is None or tokens is None:
+        return f"an unknown number of frames of {width}x{height}"
+    return f"{frames} frame{'s' * (frames != 1)} of {width}x{height}, {tokens:,} tokens"
+
+
+def _facts(
+    size: tuple[int | None, int, int], grid: tuple[int | None, int, int]
+) -> dict[str, object]:
+    unknown = size[0] is None
+    return {
+        "num_frames": size[0],
+        "height": size[1],
+        "width": size[2],
+        "grid": list(grid),
+        "num_tokens": None if unknown else math.prod(n for n in grid if n is not None),
+    }
