@@ -86,3 +86,15 @@ def test_wrong_latents_or_codes_are_refused() -> None:
             quantizer.codes_to_latents(torch.full((2, 8), wrong))
     with pytest.raises(ValueError, match="continuous"):
         build_quantizer(QuantizerConfig(kind="kl", dim=1)).codes_to_latents(torch.zeros(1).long())
+
+
+@pytest.mark.parametrize("values", VALID)
+def test_a_quantizer_built_without_storage_works_once_its_state_is_assigned(
+    values: dict[str, Any],
+) -> None:
+    real = build_quantizer(QuantizerConfig(**values)).eval()
+    with torch.device("meta"):
+        shell = build_quantizer(QuantizerConfig(**values)).eval()
+    shell.load_state_dict(real.state_dict(), assign=True)
+    z = torch.randn(5, real.input_dim)
+    assert torch.equal(shell(z).z_q, real(z).z_q)
