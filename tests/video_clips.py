@@ -59,8 +59,9 @@ def encode(
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = size if turn % 180 == 0 else size[::-1]
         stream.pix_fmt = pix_fmt
-        steady = isinstance(step, Fraction)
-        base = Fraction(1, 2 * rate.numerator if steady else 90000)
+        base = Fraction(1, 90000)
+        if isinstance(step, Fraction):  # avi counts in frames, the others may be finer
+            base = step if path.suffix == ".avi" else Fraction(1, 2 * rate.numerator)
         stream.time_base = stream.codec_context.time_base = base
         voice = output.add_stream("aac", rate=8000, layout="mono") if sound else None
         time = Fraction(start)

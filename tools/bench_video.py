@@ -177,7 +177,9 @@ def mistakes(path: Path, backend: str) -> str:
 def main() -> None:
     """Print all tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    data = Path(os.environ.get("OMNITOK_DATA", "../shared/data")) / "video"
+    data = (
+        Path(os.environ.get("OMNITOK_DATA") or Path(__file__).parents[2] / "shared/data") / "video"
+    )
     parser.add_argument("files", nargs="*", default=[str(data / name) for name in CLIPS])
     parser.add_argument("--repeat", type=int, default=5)
     arguments = parser.parse_args()

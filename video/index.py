@@ -108,7 +108,7 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
     warnings: list[str] = []
     times: list[int] = []
     keys: list[int] = []
-    packets, shown, timed, end = 0, 0, True, 0
+    shown, timed, end = 0, True, 0
     first: av.VideoFrame | None = None
     reason = Exception("it holds no frame")
     with open_stream(path, "NONE") as (container, stream):
@@ -123,7 +123,6 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
                         reason = error
                 if not packet.size:
                     continue
-                packets += 1
                 if packet.is_discard or packet.is_corrupt:
                     continue
                 if codec == "vp8" and not bytes(packet)[0] & 0x10:
@@ -138,10 +137,6 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
                     keys.append(packet.pts)
         except av.FFmpegError as error:
             warnings.append(f"{path}: reading stopped early ({error.strerror})")
-        if stream.frames > packets:
-            warnings.append(
-                f"{path} ends early: {packets} of {stream.frames} frames are in the file"
-            )
         announced = _announced_end(container, stream)
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         has_audio = bool(container.streams.audio)
@@ -156,7 +151,7 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
         if end <= pts[-1]:
             end = int(pts[-1]) + max(1, round(1 / fps / time_base))
         start, duration = float(pts[0] * time_base), float((end - int(pts[0])) * time_base)
-        if announced > start + duration + 2 / fps and not warnings:
+        if announced > start + duration + 0.5 / fps + 2e-3 and not warnings:
             warnings.append(
                 f"{path} ends early: its header says {announced:.3f} s, its frames end at"
                 f" {start + duration:.3f} s"
@@ -198,7 +193,7 @@ def _announced_end(container: InputContainer, stream: av.VideoStream) -> float:
     if stream.duration is not None:
         return float(((stream.start_time or 0) + stream.duration) * (stream.time_base or 0))
     if container.duration is not None and len(container.streams) == 1:
-        return ((container.start_time or 0) + container.duration) / av.time_base
+        return container.duration / av.time_base  # Matroska counts it from 0, not from the start
     return 0.0
 
 

@@ -1,7 +1,10 @@
 """Reading: order, times, rotation, sampling, clips, random access, colour."""
 
 import itertools
+import os
+import struct
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -10,7 +13,7 @@ import torch
 from video_clips import DAMAGED, UPRIGHT, number_of
 
 import video
-from video import VideoError, read, read_at
+from video import VideoError, read, read_at, write
 from video.index import upright
 
 MOVING = sorted(n for n in UPRIGHT if not n.startswith(("tiny", "sideways")))
@@ -45,7 +48,7 @@ def test_chunks_are_small_and_add_up_to_the_clip(clips, name):
     assert torch.equal(torch.cat([pts for _, pts in parts]), whole.pts)
 
 
-@pytest.mark.parametrize("signs", itertools.product((-1, 1), (-1, 1)))
+@pytest.mark.parametrize("signs", list(itertools.product((-1, 1), (-1, 1))))
 @pytest.mark.parametrize("swapped", [False, True])
 def test_every_quarter_turn_and_mirror_is_undone(signs, swapped):
     a, b, c, d = (0, signs[0], signs[1], 0) if swapped else (signs[0], 0, 0, signs[1])
@@ -204,6 +207,22 @@ def test_a_video_that_ends_early_gives_its_whole_frames_and_says_so(clips, name)
     assert any("ends early" in warning for warning in reader.warnings)
 
 
+def test_a_video_trimmed_by_its_edit_list_is_complete(clips, tmp_path):
+    data = bytearray(clips("closed_gop.mp4").read_bytes())
+    at = data.index(b"elst") + 12  # milliseconds shown, first tick shown
+    with av.open(str(clips("closed_gop.mp4"))) as container:
+        ticks = round(0.4 / container.streams.video[0].time_base)
+    first = struct.unpack_from(">i", data, at + 4)[0] + ticks
+    struct.pack_into(">Ii", data, at, 1000, first)
+    path = tmp_path / "trimmed.mp4"
+    path.write_bytes(data)
+    with video.open_video(path) as reader:
+        picked = [number_of(f) for frames, _ in reader for f in frames]
+    assert picked == list(range(10, 35))
+    assert reader.warnings == []
+    assert [number_of(f) for f in read_at(path, indices=[20, 0]).frames] == [30, 10]
+
+
 def test_a_change_of_size_is_told_after_the_frames_before_it(clips):
     seen = []
 
@@ -233,3 +252,21 @@ def test_damage_is_raised_or_counted(clips, tmp_path):
     assert set(range(20)) <= set(picked)
     assert len(picked) < 60
     assert f"{len(picked)} of 60 frames" in reader.warnings[-1]
+
+
+def real_clips():
+    data = Path(os.environ.get("OMNITOK_DATA") or Path(__file__).parents[3] / "shared" / "data")
+    return sorted(data.glob("video/*.mp4")) + sorted(data.glob("shared_only/video/sign_[by]*.mkv"))
+
+
+@pytest.mark.parametrize("path", real_clips()[:12] or [None], ids=lambda p: p and p.name)
+def test_a_real_clip_is_whole_and_survives_writing(path, tmp_path):
+    if path is None:
+        pytest.skip("no real clips; set OMNITOK_DATA to the folder that holds video/")
+    with video.open_video(path, size=32, clip=(0, 1)) as reader:
+        first = [torch.cat(part) for part in zip(*reader, strict=True)]
+    assert reader.warnings == []
+    write(tmp_path / "copy.mp4", first[0], pts=first[1])
+    copy = read(tmp_path / "copy.mp4")
+    torch.testing.assert_close(copy.pts, first[1], atol=1e-5, rtol=0)
+    assert copy.frames.shape == first[0].shape
