@@ -2,6 +2,7 @@
 
 Transparent pixels are shown on white. Orientation from EXIF is applied. 16-bit grey keeps its high
 byte. Frames of an animation that ask for 10 ms or less are shown for 100 ms, as browsers do.
+Of a TIFF with several pages the first one is read.
 """
 
 from __future__ import annotations
@@ -46,9 +47,7 @@ def list_frames(folder: str) -> list[str]:
     names = [n for n in os.listdir(folder) if n.lower().endswith(SUFFIXES) and n[0] != "."]
     if not names:
         raise VideoError(f"{folder} holds no images; expected frames such as 000001.png")
-    names.sort(
-        key=lambda n: [(int(p), "") if p.isdigit() else (-1, p) for p in re.split(r"(\d+)", n)]
-    )
+    names.sort(key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
     return [os.path.join(folder, name) for name in names]
 
 
@@ -71,9 +70,8 @@ def open_image(path: str) -> Iterator[Image.Image]:
 def load(image: Image.Image) -> Pixels:
     """[H, W, 3] uint8 pixels of the frame an image stands at, upright and on white."""
     if image.mode.startswith("I"):
-        image = Image.fromarray(
-            np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        )
+        high_byte = np.asarray(image).astype(np.int64) >> 8
+        image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
     picture = ImageOps.exif_transpose(image)
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
@@ -106,7 +104,7 @@ def probe_images(path: str, folder_fps: Fraction | None = None) -> VideoInfo:
     with open_image(files[0]) as image:
         animated = image.format in ANIMATED and getattr(image, "is_animated", False)
         if animated:
-            check_pixels(path, *image.size, limit=ANIMATION_PIXELS)
+            check_pixels(path, image.height, image.width, limit=ANIMATION_PIXELS)
         orientation = int(image.getexif().get(0x0112, 1))
         width, height = image.size if orientation < 5 else image.size[::-1]
         codec, mode = (image.format or "").lower(), image.mode

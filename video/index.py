@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
+from torch.utils.data import get_worker_info
 
 from video.clip import VideoInfo
 from video.errors import MAX_PIXELS, VideoError, check_pixels
@@ -68,14 +70,19 @@ def open_stream(path: str, threads: str) -> Iterator[tuple[InputContainer, av.Vi
     with container:
         stream = _video_stream(path, container)
         stream.codec_context.options = LIMITS
-        # with PyAV's logging on, a decoder that closes waits for threads that wait for Python
-        stream.thread_type = threads if av.logging.get_level() is None else "NONE"
+        # with PyAV's logging on, a decoder that closes waits for threads that wait for Python;
+        # and workers that load data share the processors already
+        if av.logging.get_level() is not None or get_worker_info() is not None:
+            threads = "NONE"
+        stream.thread_type = threads
         yield container, stream
 
 
 def unreadable(path: str, error: Exception) -> VideoError:
     """The error for a file that FFmpeg gives up on."""
     reason = getattr(error, "strerror", None) or str(error)
+    if getattr(error, "errno", None) == errno.EINVAL:  # none of the demuxers allowed
+        reason = "unknown format"
     return VideoError(
         f"{path} is no video that can be read ({reason}); expected a video or an image,"
         " check that it plays and is complete"

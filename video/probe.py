@@ -29,7 +29,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 
 def check_path(path: str | os.PathLike[str]) -> str:
     """Absolute path of a file or folder that exists, holds something and may be read."""
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     try:
         status = os.stat(name)
         if stat.S_ISREG(status.st_mode):

@@ -57,7 +57,7 @@ class PyAVSource:
         """Yield (number, pixels, seconds) of the frames with these numbers, in display order."""
         pts, keys = self.scan.pts, self.scan.keys
         left = sorted(set(numbers), reverse=True)
-        with open_stream(self.info.path, "SLICE") as opened:
+        with open_stream(self.info.path, "NONE") as opened:
             while left and len(pts):
                 following = int(np.searchsorted(keys, pts[left[-1]], side="right"))
                 jump = keys[following] if following < len(keys) else np.inf
@@ -137,7 +137,7 @@ class PyAVSource:
                     yield from frames
                     return
             frames.close()
-        with open_stream(self.info.path, "SLICE") as fresh:
+        with open_stream(self.info.path, "NONE") as fresh:
             for frame in self._decode(fresh, None):
                 if frame.pts is None or frame.pts >= wanted:
                     yield frame

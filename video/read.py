@@ -5,6 +5,7 @@ Times are presentation times in seconds, as the file states them (`info.start` i
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -62,8 +63,7 @@ class VideoReader:
     def __init__(
         self, source: Source, fps: Fraction | None, clip: tuple[float, float] | None, chunk: int
     ) -> None:
-        self._source, self._clip, self._chunk = source, clip, chunk
-        self._resample = fps
+        self._source, self._resample, self._chunk = source, fps, chunk
         self.info, self.size = source.info, source.size
         self.fps = fps or source.info.fps
         self._from, self._to = clip or (-np.inf, np.inf)
@@ -180,9 +180,8 @@ class VideoReader:
 
 def as_chunk(pixels_nHWC: Pixels, times: list[float]) -> tuple[Tensor, Tensor]:
     """Tensors over the same memory: [n, 3, H, W] uint8 (channels last) and [n] float64."""
-    return torch.from_numpy(pixels_nHWC).permute(0, 3, 1, 2), torch.tensor(
-        times, dtype=torch.float64
-    )
+    pts = torch.tensor(times, dtype=torch.float64)
+    return torch.from_numpy(pixels_nHWC).permute(0, 3, 1, 2), pts
 
 
 def open_video(
@@ -232,25 +231,28 @@ def read(path: Path, **options: Any) -> Clip:
         VideoError: The file cannot be read or its frames do not fit in memory.
     """
     with open_video(path, **options) as reader:
-        height, width = reader.size
-        room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = room // (3 * height * width)
-        pixels_THWC = np.empty((min(reader.num_frames or 32, limit), height, width, 3), np.uint8)
+        pixels_THWC = _room_for(reader.num_frames or 32, reader)
         times: list[float] = []
         for picture, time in reader.frames():
-            if len(times) == limit or (reader.num_frames or 0) > limit:
-                raise VideoError(
-                    f"{reader.info.path} does not fit in memory ({limit} frames of {width}x{height}"
-                    " do); read it in pieces with open_video, or pass clip, fps or size"
-                )
             if len(times) == len(pixels_THWC):
-                more = np.empty((min(2 * len(times), limit), height, width, 3), np.uint8)
+                more = _room_for(2 * len(times), reader)
                 more[: len(times)] = pixels_THWC
                 pixels_THWC = more
             pixels_THWC[len(times)] = picture
             times.append(time)
         frames, pts = as_chunk(pixels_THWC[: len(times)], times)
         return Clip(frames=frames, pts=pts, fps=reader.fps, info=reader.info)
+
+
+def _room_for(count: int, reader: VideoReader) -> Pixels:
+    """Memory for `count` frames, unless the machine has less than that."""
+    shape = (count, *reader.size, 3)
+    if math.prod(shape) > os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"):
+        raise VideoError(
+            f"{reader.info.path} does not fit in memory ({count} frames of {shape[2]}x{shape[1]});"
+            " read it in pieces with open_video, or pass clip, fps or size"
+        )
+    return np.empty(shape, np.uint8)
 
 
 def read_at(

@@ -302,7 +302,7 @@ class VideoWriter:
         try:
             self._sink.finish()
             os.replace(self._temporary, self.path)
-        except (OSError, av.FFmpegError, VideoError) as error:
+        except (OSError, ValueError, av.FFmpegError, VideoError) as error:
             self.abandon()
             raise self._failed(error) from error
 

@@ -1,5 +1,7 @@
 """Images of every mode, animations and folders as videos."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from video_clips import number_of, picture
 
 import video
 from video import VideoError, read
+from video.images import list_frames
 
 
 def one(path):
@@ -93,6 +96,13 @@ def test_frames_of_a_folder_are_in_natural_order_at_25_or_any_rate(clips):
     assert len(clip.frames) == 12
     assert float(clip.pts[1]) == 0.1
     assert clip.fps == 10
+
+
+def test_natural_order_takes_any_name(tmp_path):
+    names = ["1.png", "2b.png", "10.png", "a²9.png", "a²10.png", "b.PNG"]
+    for name in names:
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    assert [os.path.basename(file) for file in list_frames(str(tmp_path))] == names
 
 
 def test_a_folder_with_two_sizes_is_refused_after_the_frames_before(tmp_path):

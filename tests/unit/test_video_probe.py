@@ -1,5 +1,6 @@
 """What probing says about files of every kind, and what it refuses."""
 
+import os
 from fractions import Fraction
 
 import pytest
@@ -91,6 +92,12 @@ def test_a_replaced_file_is_probed_again(clips, tmp_path):
     assert video.probe(path).num_frames == 30
     path.write_bytes(clips("single.mp4").read_bytes())
     assert video.probe(path).num_frames == 1
+
+
+def test_a_path_may_be_bytes_or_hold_any_character(clips, tmp_path):
+    path = tmp_path / "50%d élan [1].mp4"
+    path.write_bytes(clips("steady.mp4").read_bytes())
+    assert video.probe(os.fsencode(path)).num_frames == 30
 
 
 def test_every_readable_kind_is_probed(clips):

@@ -192,7 +192,7 @@ def test_pure_colours_survive_every_matrix_and_range(tmp_path, space, full):
 
 
 def test_a_film_that_does_not_fit_in_memory_is_refused(clips, monkeypatch):
-    monkeypatch.setattr("os.sysconf", lambda name: 300)  # 90,000 bytes: 9 frames
+    monkeypatch.setattr("os.sysconf", lambda name: 300)  # 90,000 bytes: 9 frames of 30
     with pytest.raises(VideoError, match="open_video"):
         read(clips("steady.mp4"))
 
