@@ -61,19 +61,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a file name may be any bytes
-    args = build_parser().parse_args(argv)
-    errors.show_tracebacks = args.debug or bool(os.environ.get("OMNITOK_DEBUG"))
     try:
-        with catch_signals():
-            status: int = args.run(args)
-        sys.stdout.flush()
-        return status
-    except Stopped as stopped:
-        return 128 + stopped.signum
+        try:
+            return _run(build_parser().parse_args(argv))
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:
         # whoever read our output is gone; keep Python from complaining when it flushes at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # as if stopped by SIGPIPE
+
+
+def _run(args: argparse.Namespace) -> int:
+    errors.show_tracebacks = args.debug or bool(os.environ.get("OMNITOK_DEBUG"))
+    try:
+        with catch_signals():
+            status: int = args.run(args)
+        return status
+    except BrokenPipeError:
+        raise
+    except Stopped as stopped:
+        return 128 + stopped.signum
     except UsageError as error:
         return _fail(args, USAGE, str(error))
     except Exception as error:

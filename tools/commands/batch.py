@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.commands.errors import BUG, DONE, FAILED, bug, sentence
+from tools.commands.errors import BUG, DONE, FAILED, UsageError, bug, sentence
 from tools.commands.planning import Job, Plan
 from tools.commands.reporting import Progress, Report
 from tools.commands.stopping import Stopped, check
@@ -74,7 +74,7 @@ def run_jobs(
     }
     if len(plan.jobs) >= LONG_RUN and not report.json:
         for job, why in batch.failed:
-            report.error(f"failed: {job.src}: {why}")
+            report.error(_failure(job, why))
     about = {
         "skipped": "skipped (the output exists)",
         "left": "left (stopped before the end; run the same command again to go on)",
@@ -87,6 +87,11 @@ def run_jobs(
     ]
     report.result(data, [", ".join(words)])
     return status
+
+
+def _failure(job: Job, why: str) -> str:
+    """A line about a failed job; most sentences name the file themselves."""
+    return f"failed: {why}" if job.src in why else f"failed: {job.src}: {why}"
 
 
 class _Batch:
@@ -108,6 +113,8 @@ class _Batch:
 
         try:
             outcome = None if job.error else self._work(job, update)
+        except UsageError:
+            raise  # would be the same for every file
         except Exception as error:
             outcome, known = None, sentence(error)
             self.bugs += known is None
@@ -116,7 +123,7 @@ class _Batch:
         if outcome is None:
             entry |= {"status": "failed", "error": job.error}
             self.failed.append((job, job.error))
-            self._report.error(f"failed: {job.src}: {job.error}")
+            self._report.error(_failure(job, job.error))
         else:
             entry |= {"status": outcome.status, **outcome.facts}
             entry["warnings"] = list(outcome.warnings)

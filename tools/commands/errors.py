@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 
 DONE, BUG, USAGE, FAILED = 0, 1, 2, 3
@@ -31,7 +32,9 @@ def sentence(error: Exception) -> str | None:
     ):
         return "there is not enough memory for frames of this size; make them smaller with --size"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename or 'the system'}: {error.strerror}"
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        advice = "free some space or choose another folder" if full else "check its permissions"
+        return f"{error.filename or 'a file'} cannot be used ({error.strerror}); {advice}"
     return None
 
 

@@ -12,7 +12,6 @@ from tools.commands.errors import InputError, UsageError
 if TYPE_CHECKING:
     from omnitok import Tokenizer
     from omnitok.config import TokenizerConfig
-    from omnitok.tokens import TokenizerInfo
 
 
 def pick_device(name: str) -> str:
@@ -78,10 +77,6 @@ class ByTokens:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._loaded: dict[str, Tokenizer] = {}
-        if args.model is not None:
-            self._given: Tokenizer | None = load(args.model, args)
-        else:
-            self._given = None
 
     def get(self, path: str) -> Tokenizer:
         """The tokenizer for a token file; one given by --model is taken as it is.
@@ -89,34 +84,28 @@ class ByTokens:
         Raises:
             TokensError: The file is damaged.
             InputError: Its weights do not ship with omnitok.
+            UsageError: The weights or the device that the options name are not there.
         """
         from omnitok.hub import shipped
+        from omnitok.token_layout import TokenFile
 
-        if self._given is not None:
-            return self._given
-        info = read_info(path)
+        if self._args.model is not None:
+            return self._load(self._args.model)
+        with TokenFile(path) as file:
+            info = file.layout.info
         names = sorted(shipped(), key=lambda name: name != info.name)
         for name in names:
-            if name not in self._loaded:
-                self._loaded[name] = load(name, self._args)
-            if self._loaded[name].weights_sha256 == info.weights_sha256:
-                return self._loaded[name]
+            if self._load(name).weights_sha256 == info.weights_sha256:
+                return self._load(name)
         raise InputError(
             f"{path} was made by {info.name!r} with weights {info.weights_sha256[:12]}, which do "
             f"not ship with omnitok ({names}); give them with --model"
         )
 
-
-def read_info(path: str) -> TokenizerInfo:
-    """What made a token file, having checked all of it.
-
-    Raises:
-        TokensError: It is damaged.
-    """
-    from omnitok.token_layout import TokenFile
-
-    with TokenFile(path) as file:
-        return file.layout.info
+    def _load(self, name: str) -> Tokenizer:
+        if name not in self._loaded:
+            self._loaded[name] = load(name, self._args)
+        return self._loaded[name]
 
 
 def shipped_hashes() -> dict[str, str]:
