@@ -25,6 +25,7 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpegtsraw,mpeg,mpegvideo,flv,asf,ogg,gif,"
     "h264,hevc,av1,obu,ivf,mjpeg,m4v,y4m,yuv4mpegpipe,nut,mxf,dv,rm,wav,mp3,aac,flac,vob,wtv,swf"
 )
+DEMUX_ERRORS = (av.FFmpegError, IndexError)
 TICKS = 90_000  # per second, where a file says nothing
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020", 0: "rgb"}
@@ -78,9 +79,16 @@ def open_stream(path: str, threads: str) -> Iterator[tuple[InputContainer, av.Vi
         yield container, stream
 
 
+def reason_of(error: Exception) -> str:
+    """A demuxer's or decoder's error in a few words."""
+    if isinstance(error, IndexError):
+        return "a stream appears that the header does not name"
+    return getattr(error, "strerror", None) or str(error)
+
+
 def unreadable(path: str, error: Exception) -> VideoError:
     """The error for a file that FFmpeg gives up on."""
-    reason = getattr(error, "strerror", None) or str(error)
+    reason = reason_of(error)
     if getattr(error, "errno", None) == errno.EINVAL:  # none of the demuxers allowed
         reason = "unknown format"
     return VideoError(
@@ -117,7 +125,7 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
     keys: list[int] = []
     shown, timed, end = 0, True, 0
     first: av.VideoFrame | None = None
-    reason = Exception("it holds no frame")
+    reason: Exception = ValueError("it holds no frame")
     with open_stream(path, "NONE") as (container, stream):
         codec = stream.codec_context.name
         time_base = stream.time_base or Fraction(1, TICKS)
@@ -142,8 +150,9 @@ def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
                 end = max(end, packet.pts + (packet.duration or 0))
                 if packet.is_keyframe:
                     keys.append(packet.pts)
-        except av.FFmpegError as error:
-            warnings.append(f"{path}: reading stopped early ({error.strerror})")
+        except DEMUX_ERRORS as error:
+            warnings.append(f"{path}: reading stopped early ({reason_of(error)})")
+            reason = error
         announced = _announced_end(container, stream)
         rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         has_audio = bool(container.streams.audio)

@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 
 from video.clip import Pixels
 from video.errors import VideoError
-from video.index import open_stream, scan, upright
+from video.index import DEMUX_ERRORS, open_stream, reason_of, scan, upright
 
 Opened = tuple[InputContainer, av.VideoStream]
 Frames = Generator[av.VideoFrame, None, None]
@@ -160,11 +160,11 @@ class PyAVSource:
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:
-                    self._damage(f"the packet at {place} s is damaged ({error.strerror})")
+                    self._damage(f"the packet at {place} s is damaged ({reason_of(error)})")
                     continue
                 yield from frames
-        except av.FFmpegError as error:
-            self._damage(f"reading stopped ({error.strerror})")
+        except DEMUX_ERRORS as error:
+            self._damage(f"reading stopped ({reason_of(error)})")
         if cut:
             self.damaged += 1
             if not self.warnings:

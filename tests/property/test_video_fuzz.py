@@ -132,3 +132,16 @@ def test_times_that_jump_for_hours_do_not_repeat_a_frame_for_hours(tmp_path):
     assert len(video.read(path).frames) == 4
     with pytest.raises(VideoError, match="one frame from 0 s to 9000 s"):
         video.read(path, fps=25)
+
+
+def test_a_stream_that_appears_without_notice_ends_the_reading(clips, tmp_path):
+    data = bytearray(clips("broadcast.ts").read_bytes())
+    starts = [at for at in range(0, len(data), 188) if data[at : at + 3] == b"\x47\x41\x00"]
+    data[starts[-5] + 2] = 0x20  # a picture moves to a stream of its own
+    path = tmp_path / "grown.ts"
+    path.write_bytes(data)
+    with video.open_video(path, on_damage="skip") as reader:
+        assert sum(len(frames) for frames, _ in reader) >= 20
+    assert any("header does not name" in warning for warning in reader.warnings)
+    with pytest.raises(VideoError, match=r"grown\.ts"):
+        video.read(path)
