@@ -16,6 +16,7 @@ MAX_PATCH = 4096  # pixels or frames a token may span on one axis
 MAX_SIDE = 2**20  # pixels or tokens on one side of a frame
 _MAX_INT = 2**63  # a codebook of 2**63 codes still fits int64 codes
 _MAX_JSON_VALUES = 1_000_000  # a parsed value costs up to ~300 bytes: keeps a hostile header small
+_MAX_JSON_DEPTH = 64  # far below Python's recursion limit, so that what was read can be written
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ def parse_json(text: str, what: str) -> Any:
     if sum(map(text.count, ",[{")) > _MAX_JSON_VALUES:
         raise TokensError(f"{what} has more than {_MAX_JSON_VALUES} values; it is not a token file")
     try:
-        return json.loads(
+        value = json.loads(
             text,
             object_pairs_hook=_unique_keys,
             parse_int=_short_int,
@@ -54,6 +55,13 @@ def parse_json(text: str, what: str) -> Any:
         raise TokensError(f"{what} is nested too deeply; it is not a token file") from None
     except ValueError as error:
         raise TokensError(f"{what} is not valid JSON ({str(error)[:120]})") from None
+    level = [[value]]
+    for _ in range(_MAX_JSON_DEPTH + 1):
+        nested = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for values in nested for v in values if isinstance(v, dict | list)]
+        if not level:
+            return value
+    raise TokensError(f"{what} is nested too deeply; it is not a token file")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

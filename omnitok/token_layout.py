@@ -40,6 +40,14 @@ FORMAT = "omnitok-tokens"
 VERSION = 1
 LATENT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _IDENTITY = ("name", "config", "weights_sha256", "version")  # of TokenizerInfo, under "tokenizer"
+_SHAPES = {  # of the tensors a file may hold; None where it depends on the facts
+    "codes": None,
+    "latents": None,
+    "grid": (1, 3),
+    "offsets": (2,),
+    "pts": None,
+    "pts_offsets": (2,),
+}
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_NAMES}
 
 T = TypeVar("T")
@@ -112,7 +120,9 @@ class Layout:
         T, t = self.size[0], self.grid[0]
         size = self.info.codebook_size
         if self.dtype not in (LATENT_DTYPES if size is None else (code_storage(size)[0],)):
-            raise TokensError(f"{self.info.kind} of {size} codes are not stored as {self.dtype}")
+            raise TokensError(
+                f"{self.info.kind} with codebook_size {size} are not stored as {self.dtype}"
+            )
         if t != num_groups(T, self.info.patch[0], self.info.causal):
             raise TokensError(
                 f"grid {self.grid} of a clip of size {self.size} is not a whole clip with patch "
@@ -263,7 +273,7 @@ class TokenFile:
             raise TokensError(f"cannot read {path}: {error.strerror}") from error
         try:
             self._open()
-        except TokensError as error:
+        except (TokensError, OSError) as error:
             self._file.close()
             raise TokensError(f"{path}: {error}") from None
         made_with = self.layout.info.weights_sha256
@@ -285,6 +295,9 @@ class TokenFile:
                 f"reads version {VERSION}; upgrade omnitok"
             )
         verify(self._file, text, sha256, entries)
+        for name, entry in entries.items():
+            if _SHAPES.get(name, ()) not in (None, entry.shape):
+                raise TokensError(f"damaged: it holds {show(name)} of shape {list(entry.shape)}")
         data = [name for name in entries if name in ("codes", "latents")]
         self.layout = layout_of(
             self.facts,
@@ -314,18 +327,18 @@ class TokenFile:
             [stop - start, h, w] or [..., K] int64 codes, or [..., c] latents as stored.
 
         Raises:
-            TokensError: A code is out of range or a latent is not finite.
+            TokensError: A code is out of range, a latent is not finite, or the disk fails.
         """
         _, h, w = self.layout.grid
-        rows = ((stop - start), h, w, *self.layout.row_shape)
+        rows = (stop - start, h, w, *self.layout.row_shape)
         place = self._data.start + start * self.group_bytes
-        data = self._tensor(replace(self._data, shape=rows, start=place))
         info = self.layout.info
-        if info.codebook_size is not None:
-            data = unpack_codes(data, info.codebook_size)
         try:
+            data = self._tensor(replace(self._data, shape=rows, start=place))
+            if info.codebook_size is not None:
+                data = unpack_codes(data, info.codebook_size)
             check_values(data, info, start)
-        except TokensError as error:
+        except (TokensError, OSError) as error:
             raise TokensError(f"{self.path}: {error}") from None
         return data
 

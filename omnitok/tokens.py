@@ -48,7 +48,7 @@ class HasWeights(Protocol):
         """Hash over its weights."""
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Tokens:
     """Tokens of one asset, or of a run of time groups of it.
 
@@ -97,6 +97,10 @@ class Tokens:
         check_shapes(self.size, self.grid, self.pts, self.info)
         if self.info is not None:
             self._check_info(self.info)
+
+    def __repr__(self) -> str:
+        made_by = None if self.info is None else self.info.name
+        return f"Tokens({self.kind} {list(self.data.shape)}, size={self.size}, info={made_by!r})"
 
     def _check_info(self, info: TokenizerInfo) -> None:
         """Hold the shapes to what the tokenizer makes."""

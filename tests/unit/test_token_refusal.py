@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from token_samples import LATENTS, assert_same, make_tokens, reseal
 
-from omnitok import token_file
+from omnitok import token_file, token_layout
 from omnitok.token_facts import parse_json
 from omnitok.token_stream import TokenReader
 from omnitok.tokens import Tokens, TokensError
@@ -42,12 +42,12 @@ def test_tokens_of_other_weights_are_refused_unless_forced(tmp_path):
         ({"grid": torch.tensor([[5, 2, 3]])}, "does not fit"),
         ({"grid": torch.tensor([[-4, -2, 3]])}, "does not fit"),
         ({"grid": torch.tensor([[4, 2**62, 2**62]])}, "does not fit"),
-        ({"grid": torch.tensor([[4, 2, 3], [4, 2, 3]])}, "grid is"),
+        ({"grid": torch.tensor([[4, 2, 3], [4, 2, 3]])}, r"it holds 'grid' of shape \[2, 3\]"),
         ({"grid": torch.tensor([[4.0, 2.0, 3.0]])}, "grid is"),
         ({"grid": None}, "lack"),
         ({"offsets": torch.tensor([0, 23])}, "do not fit its facts"),
         ({"offsets": torch.tensor([0, 24], dtype=torch.int32)}, "do not fit its facts"),
-        ({"offsets": torch.tensor([0, 24, 24])}, "do not fit its facts"),
+        ({"offsets": torch.tensor([0, 24, 24])}, r"it holds 'offsets' of shape \[3\]"),
         ({"offsets": None}, "do not fit its facts"),
         ({"pts": torch.zeros(10).double()}, r"expected float64 \[11\]"),
         ({"pts": torch.zeros(11)}, "pts are torch.float32"),
@@ -55,7 +55,7 @@ def test_tokens_of_other_weights_are_refused_unless_forced(tmp_path):
         ({"pts": None}, "do not fit its facts"),
         ({"pts_offsets": torch.tensor([0, 12])}, "do not fit its facts"),
         ({"pts_offsets": None}, "do not fit its facts"),
-        ({"more": torch.zeros(1)}, "do not fit its facts"),
+        ({"more": torch.zeros(1)}, r"it holds 'more' of shape \[1\]"),
     ],
 )
 def test_tensors_that_contradict_the_facts_are_refused(tmp_path, changes, message):
@@ -122,12 +122,15 @@ def edited(*keys, value):
         (edited("compute", value=[1]), "compute is"),
         (edited("surprise", value=1), "contradict"),
         (lambda facts: [facts], "of another format"),
+        (lambda facts: "5", "of another format"),
         (lambda facts: json.dumps(facts)[:-1] + ',"kind":"codes"}', "a key is given twice"),
         (lambda facts: json.dumps(facts)[:-1] + ',"x":NaN}', "not a finite number"),
         (lambda facts: json.dumps(facts)[:-1] + ',"x":-Infinity}', "not a finite number"),
         (lambda facts: json.dumps(facts)[:-1] + ',"x":1e999}', "not a finite number"),
         (lambda facts: json.dumps(facts)[:-1] + ',"x":' + "9" * 9999 + "}", "too large"),
         (lambda facts: "[" * 100_000, "nested too deeply"),
+        (edited("more", value=json.loads("[" * 64 + "]" * 64)), "nested too deeply"),
+        (edited("more", value=json.loads("[" * 600 + "]" * 600)), "nested too deeply"),
         (lambda facts: '{"a":' * 100_000, "nested too deeply"),
         (lambda facts: "[" + "0," * 2_000_000 + "0]", "more than 1000000 values"),
         (lambda facts: "", "not valid JSON"),
@@ -223,6 +226,20 @@ def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):
         Tokens.load(tmp_path / "gone.safetensors")
     with pytest.raises(TokensError, match="cannot read"):
         Tokens.load(tmp_path)
+
+
+def test_a_disk_that_fails_while_reading_is_named(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    make_tokens().save(path)
+
+    def fail(*_):
+        raise OSError("Input/output error")
+
+    with TokenReader(path) as reader:
+        monkeypatch.setattr(token_layout, "pieces", fail)
+        for read in (Tokens.load, lambda _: list(reader)):
+            with pytest.raises(TokensError, match=r"a\.safetensors: Input/output error"):
+                read(path)
 
 
 def test_json_of_a_sane_size_is_read():
