@@ -55,7 +55,7 @@ def parse_json(text: str, what: str) -> Any:
         raise TokensError(f"{what} is nested too deeply; it is not a token file") from None
     except ValueError as error:
         raise TokensError(f"{what} is not valid JSON ({str(error)[:120]})") from None
-    level = [[value]]
+    level: list[Any] = [[value]]
     for _ in range(_MAX_JSON_DEPTH + 1):
         nested = (v.values() if isinstance(v, dict) else v for v in level)
         level = [v for values in nested for v in values if isinstance(v, dict | list)]
