@@ -143,7 +143,7 @@ def tokenize_file(
         size=size,
         clip=None if clip is None else (clip[0], clip[1] if math.isfinite(clip[1]) else None),
     )
-    if _exists(dst) and not overwrite:
+    if has_output(dst) and not overwrite:
         return _kept(tok, src, dst, wanted)
     digest, pieces = hashlib.sha256(), _pieces(src)
     reader = open_video(
@@ -218,7 +218,7 @@ def detokenize_file(
     started = time.monotonic()
     src, dst = os.fspath(src), os.fspath(dst)
     with TokenReader(src, tokenizer=tok) as reader:
-        kept = _exists(dst) and not overwrite
+        kept = has_output(dst) and not overwrite
         if kept:
             _check_decoded(dst, reader.size)
         else:
@@ -247,6 +247,11 @@ def decoded_suffix(source_kind: str | None, num_frames: int) -> str:
     """
     still = num_frames == 1 and source_kind in (None, "image")
     return ".png" if still else ".mp4"
+
+
+def has_output(dst: str) -> bool:
+    """Whether there is something to keep; an empty file is what a crash of the machine leaves."""
+    return os.path.lexists(dst) and not (os.path.isfile(dst) and not os.path.getsize(dst))
 
 
 def _kept(tok: Tokenizer, src: str, dst: str, wanted: Preprocess) -> TokenizeResult:
@@ -301,11 +306,6 @@ def _check_decoded(dst: str, size: tuple[int, int, int]) -> None:
             f"{dst} exists with {info.num_frames} frames of {info.width}x{info.height}, but the "
             f"tokens hold {size[0]} of {size[2]}x{size[1]}; overwrite it or name another output"
         )
-
-
-def _exists(dst: str) -> bool:
-    """Whether there is something to keep; an empty file is what a crash of the machine leaves."""
-    return os.path.lexists(dst) and not (os.path.isfile(dst) and not os.path.getsize(dst))
 
 
 def _pieces(path: str) -> Iterator[bytes]:

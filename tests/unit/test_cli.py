@@ -243,3 +243,11 @@ def test_memory_and_system_errors_are_told_in_a_sentence():
     assert "--size" in (errors.sentence(MemoryError()) or "")
     assert "free some space" in (errors.sentence(OSError(28, "no space left", "a.mp4")) or "")
     assert errors.sentence(ValueError("x")) is None
+
+
+@pytest.mark.parametrize("name", ["tokenize_video", "decode_video", "inspect_tokens"])
+def test_the_scripts_are_the_commands(name):
+    script = Path(__file__).parents[2] / "tools" / f"{name}.py"
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"usage: omnitok {name.split('_')[0]}")

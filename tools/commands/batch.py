@@ -35,6 +35,23 @@ class Outcome:
     has_audio: bool = False
 
 
+def planned(
+    job: Job, overwrite: bool, about: str, facts: dict[str, Any], warnings: tuple[str, ...] = ()
+) -> Outcome:
+    """What a dry run says about a job that could be done."""
+    from video.files import has_output
+
+    exists = has_output(job.dst)
+    keep = exists and not overwrite
+    verb = "keep" if keep else "replace" if exists else "write"
+    return Outcome(
+        status="skipped" if keep else "planned",
+        line=f"{job.src}: would {verb} {job.dst}: {about}",
+        facts={**facts, "exists": exists},
+        warnings=warnings,
+    )
+
+
 def run_jobs(
     command: str, plan: Plan, work: Callable[[Job, Update], Outcome], report: Report
 ) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from tools.commands.batch import Outcome, Update, run_jobs
+from tools.commands.batch import Outcome, Update, planned, run_jobs
 from tools.commands.loading import ByTokens
 from tools.commands.options import add_batch, add_model
 from tools.commands.planning import DECODED, Job, is_tokens, make_plan
@@ -79,20 +79,9 @@ def _describe(job: Job, overwrite: bool) -> Outcome:
     with TokenReader(job.src) as reader:
         frames, height, width = reader.size
         name = reader.info.name
-    exists = os.path.lexists(job.dst)
-    keep = exists and not overwrite
-    verb = "would keep" if keep else "would replace" if exists else "would write"
-    return Outcome(
-        status="skipped" if keep else "planned",
-        line=f"{job.src}: {verb} {job.dst}: {frames} frames of {width}x{height}, by {name}",
-        facts={
-            "num_frames": frames,
-            "height": height,
-            "width": width,
-            "model": name,
-            "exists": exists,
-        },
-    )
+    facts = {"num_frames": frames, "height": height, "width": width, "model": name}
+    about = f"{frames} frames of {width}x{height}, by {name}"
+    return planned(job, overwrite, about, facts)
 
 
 def _source_kind(path: str) -> tuple[str | None, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.commands.errors import InputError, UsageError
@@ -109,10 +108,12 @@ class ByTokens:
 
 
 def shipped_hashes() -> dict[str, str]:
-    """Name of the shipped weights -> hash of their tensors."""
-    from safetensors.torch import load_file
+    """Name of the shipped weights -> hash of their tensors.
 
-    from omnitok.checkpoint import hash_weights
+    Raises:
+        CheckpointError: They are damaged.
+    """
+    import omnitok
     from omnitok.hub import shipped
 
-    return {name: hash_weights(load_file(Path(path))) for name, path in shipped().items()}
+    return {name: omnitok.load(path).weights_sha256 for name, path in shipped().items()}

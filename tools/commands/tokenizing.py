@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from typing import Any
 
-from tools.commands.batch import Outcome, Update, run_jobs
+from tools.commands.batch import Outcome, Update, planned, run_jobs
 from tools.commands.loading import load, read_config
 from tools.commands.options import add_batch, add_model, rate, seconds, side
 from tools.commands.planning import TOKENS, Job, Plan, is_media, make_plan
@@ -116,23 +117,11 @@ def _dry_run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
     def work(job: Job, update: Update) -> Outcome:
         options = {"fps": args.fps, "size": args.size, "clip": args.clip}
         with open_video(job.src, on_damage=args.on_damage, **options) as reader:
-            frames = reader.num_frames
-            exists = os.path.lexists(job.dst)
-            size = (frames, *reader.size)
-            grid = (
-                None if frames is None else num_groups(frames, patch[0]),
-                *grid_of(reader.size, patch),
-            )
+            size = (reader.num_frames, *reader.size)
             warnings = tuple(reader.warnings)
-        keep = exists and not args.overwrite
-        verb = "would keep" if keep else "would replace" if exists else "would write"
-        tokens = None if frames is None else math.prod(n for n in grid if n is not None)
-        return Outcome(
-            status="skipped" if keep else "planned",
-            line=f"{job.src}: {verb} {job.dst}: {describe(size, tokens)}",
-            facts={**_facts(size, grid), "exists": exists},
-            warnings=warnings,
-        )
+        groups = None if size[0] is None else num_groups(size[0], patch[0])
+        facts = _facts(size, (groups, *grid_of(size[1:], patch)))
+        return planned(job, args.overwrite, describe(size, facts["num_tokens"]), facts, warnings)
 
     return run_jobs("tokenize", plan, work, report)
 
@@ -145,14 +134,11 @@ def describe(size: tuple[int | None, int, int], tokens: int | None) -> str:
     return f"{frames} frame{'s' * (frames != 1)} of {width}x{height}, {tokens:,} tokens"
 
 
-def _facts(
-    size: tuple[int | None, int, int], grid: tuple[int | None, int, int]
-) -> dict[str, object]:
-    unknown = size[0] is None
+def _facts(size: tuple[int | None, int, int], grid: tuple[int | None, int, int]) -> dict[str, Any]:
     return {
         "num_frames": size[0],
         "height": size[1],
         "width": size[2],
         "grid": list(grid),
-        "num_tokens": None if unknown else math.prod(n for n in grid if n is not None),
+        "num_tokens": None if grid[0] is None else math.prod((grid[0], *grid[1:])),
     }
