@@ -1,7 +1,8 @@
 """Any image, any video of any length and any 3D asset into tokens, and back."""
 
 from omnitok.hub import load
-from omnitok.tokenizer import EncodeStream, Tokenizer
+from omnitok.stream import EncodeStream
+from omnitok.tokenizer import Tokenizer
 from omnitok.tokens import Tokens, TokensError
 from omnitok.version import VERSION
 

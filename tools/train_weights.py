@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from omnitok.metrics.validation import validator
-from omnitok.tokenizer import to_float
+from omnitok.pixels import to_float
 from omnitok.train.config import OptimConfig, SourceConfig, StageConfig, TrainConfig
 from omnitok.train.loop import Trainer
 from video.datasets import ClipSampler, Corpus, centre_clip
@@ -23,7 +23,7 @@ def recipe(name: str, scale: float = 1.0) -> TrainConfig:
     still = SourceConfig(kind="images", weight=0.2, batch=32, frames=1, size=128)
     pans = SourceConfig(kind="pans", weight=0.35, batch=6, frames=17, size=128)
     videos = SourceConfig(kind="videos", weight=0.65, batch=6, frames=17, size=128)
-    lengths = {"tiny-kl": (200, 2800), "tiny": (100, 2300)}[name]
+    lengths = {"tiny-kl": (200, 2300), "tiny": (100, 1900)}[name]
     first, second = (max(1, round(n * scale)) for n in lengths)
     return TrainConfig(
         preset=name,

@@ -2,6 +2,7 @@
 
 from video.clip import Clip, VideoInfo
 from video.errors import VideoError
+from video.files import detokenize_file, tokenize_file
 from video.probe import probe
 from video.read import VideoReader, open_video, read, read_at
 from video.sample import sample_times
@@ -13,10 +14,12 @@ __all__ = [
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
+    "detokenize_file",
     "open_video",
     "probe",
     "read",
     "read_at",
     "sample_times",
+    "tokenize_file",
     "write",
 ]

@@ -48,23 +48,21 @@ class StageConfig:
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """Muon for the matrices of the blocks, AdamW for everything else.
+    """AdamW and its schedule.
 
     Attributes:
-        matrix_lr: Peak rate of Muon.
-        lr: Peak rate of AdamW.
-        weight_decay: Of both.
+        lr: Peak rate.
+        weight_decay: Of matrices.
         warmup: Steps of linear warm-up.
         decay_from: Share of the run after which the rate falls linearly to zero.
         clip: Largest gradient norm.
         ema: Decay of the averaged weights that are saved.
     """
 
-    matrix_lr: float = 0.01
-    lr: float = 5e-4
+    lr: float = 4e-4
     weight_decay: float = 0.0
-    warmup: int = 50
-    decay_from: float = 0.5
+    warmup: int = 100
+    decay_from: float = 0.4
     clip: float = 1.0
     ema: float = 0.995
 
@@ -83,7 +81,7 @@ class TrainConfig:
         compile: Whether to compile the blocks; pays off after some minutes of training.
         save_every: Steps between checkpoints.
         eval_every: Steps between validations.
-        optim: Optimizers and their schedule.
+        optim: The optimizer and its schedule.
     """
 
     preset: str

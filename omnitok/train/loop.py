@@ -19,10 +19,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from omnitok.checkpoint import load_checkpoint, save_checkpoint
 from omnitok.losses.pixel import rmse_per_clip
 from omnitok.model import Autoencoder
+from omnitok.pixels import to_float
 from omnitok.presets import preset
-from omnitok.tokenizer import to_float
 from omnitok.train.config import TrainConfig
-from omnitok.train.optim import build_optimizers, clip_gradients, rate_factor, set_rates
+from omnitok.train.optim import build_optimizer, clip_gradients, rate_factor, set_rate
 from omnitok.train.pca import start_as_pca
 
 PCA_STEPS = 48  # batches that the PCA is fitted to
@@ -63,7 +63,7 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         torch.manual_seed(config.seed)
         self.model = self._first_model().to(self.device)
-        self.optimizers = build_optimizers(self.model, config.optim)
+        self.optimizer = build_optimizer(self.model, config.optim)
         self.average = AveragedModel(
             self.model,
             multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema),  # type: ignore[no-untyped-call]
@@ -95,22 +95,21 @@ class Trainer:
         config, step = self.config, self.step
         torch.manual_seed(hash((config.seed, step)) % 2**63)  # the KL noise of this step
         clips = to_float(self.batches.batch(step).to(self.device), torch.float32)
-        set_rates(self.optimizers, config.optim, rate_factor(step, config.steps, config.optim))
+        rate = config.optim.lr * rate_factor(step, config.steps, config.optim)
+        set_rate(self.optimizer, rate)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast):
             result = self.model(clips)
         terms = {"rmse": rmse_per_clip(result.recon, clips), **result.quantized.losses}
         weights = {"rmse": 1.0, **config.loss_weights}
         loss = torch.stack([terms[k] * w for k, w in weights.items() if k in terms]).sum()
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = clip_gradients(self.model, config.optim.clip)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(
                 f"the gradient of step {step} is not finite; the last good state is in {self.out}"
             )
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
         self.average.update_parameters(self.model)
         self.step += 1
         return {k: float(v.detach()) for k, v in {"loss": loss, "norm": norm, **terms}.items()}
@@ -151,7 +150,7 @@ class Trainer:
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer": self.optimizer.state_dict(),
         }
         temporary = self._state_file.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -170,8 +169,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
 
     def _log(self, values: dict[str, Any]) -> None:
         path = self.out / "log.csv"

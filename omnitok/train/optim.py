@@ -1,50 +1,34 @@
-"""Optimizers and their schedule."""
+"""The optimizer and its schedule."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from omnitok.model import Autoencoder
 from omnitok.train.config import OptimConfig
 
 
-def build_optimizers(model: Autoencoder, config: OptimConfig) -> list[torch.optim.Optimizer]:
-    """Muon (Jordan et al. 2024) for the blocks' matrices, AdamW for the rest."""
-    matrices = [
-        p
-        for stack in (model.encoder, model.decoder)
-        for p in stack.parameters()
-        if p.ndim == 2 and p.requires_grad
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over everything that trains; only matrices decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    taken = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in taken and p.requires_grad]
-    return [
-        torch.optim.Muon(
-            matrices,
-            lr=config.matrix_lr,
-            weight_decay=config.weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="original",
-        ),
-        torch.optim.AdamW(
-            others, lr=config.lr, betas=(0.9, 0.95), weight_decay=config.weight_decay
-        ),
-    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
 
 
 def rate_factor(step: int, total: int, config: OptimConfig) -> float:
-    """Multiplier of both learning rates: up in `warmup` steps, flat, then linearly to zero."""
+    """Multiplier of the learning rate: up in `warmup` steps, flat, then linearly to zero."""
     up = (step + 1) / max(1, config.warmup)
     down = (total - step) / max(1.0, total * (1 - config.decay_from))
     return min(1.0, up, down)
 
 
-def set_rates(optimizers: list[torch.optim.Optimizer], config: OptimConfig, factor: float) -> None:
-    """Set the rate of Muon and AdamW, in that order, to `factor` times its peak."""
-    for optimizer, peak in zip(optimizers, (config.matrix_lr, config.lr), strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = peak * factor
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def clip_gradients(model: nn.Module, limit: float) -> torch.Tensor:

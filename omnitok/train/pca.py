@@ -87,7 +87,7 @@ def start_as_pca(model: Autoencoder, clips: Iterable[Tensor]) -> None:
         nn.init.zeros_(layer.bias)
         layer.weight[:rank, :rank] = torch.eye(rank)
     if model.quantizer.input_dim == 2 * rank:  # KL: a small variance to begin with
-        model.to_latent.bias[rank:] = -6.0
+        model.to_latent.bias[rank:] = -8.0
     elif model.quantizer.codebook_size is not None:
         model.from_latent.weight[:rank, :rank] *= 2.0  # codes lie in [-1, 1], latents in +-2
 
