@@ -1,6 +1,6 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
-.PHONY: install demo test test-all lint fmt type weights bench clean
+.PHONY: install demo test test-all lint fmt type corpus weights bench clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.ok: pyproject.toml tools/setup.sh
@@ -20,6 +20,8 @@ fmt: $(VENV)/.ok
 	$(VENV)/bin/ruff check --fix . ; $(VENV)/bin/ruff format .
 type: $(VENV)/.ok
 	$(VENV)/bin/mypy
+corpus: $(VENV)/.ok
+	$(PY) -m tools.corpus $(CORPUS_ARGS)
 weights: $(VENV)/.ok
 	$(PY) -m tools.train_weights
 bench: $(VENV)/.ok
