@@ -52,7 +52,7 @@ class OptimConfig:
 
     Attributes:
         lr: Peak rate.
-        weight_decay: Of matrices.
+        weight_decay: Of everything.
         warmup: Steps of linear warm-up.
         decay_from: Share of the run after which the rate falls linearly to zero.
         clip: Largest gradient norm.

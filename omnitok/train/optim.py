@@ -9,13 +9,11 @@ from omnitok.train.config import OptimConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over everything that trains; only matrices decay."""
+    """AdamW over everything that trains."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98))
+    return torch.optim.AdamW(
+        trained, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
 
 
 def rate_factor(step: int, total: int, config: OptimConfig) -> float:

@@ -76,30 +76,35 @@ def start_as_pca(model: Autoencoder, clips: Iterable[Tensor]) -> None:
     """
     still, moving = split_patches(clips, model.config.patch)
     rank = model.quantizer.dim
-    for patches, embed, head in (
-        (still, model.embed_first, model.head_first),
-        (moving, model.embed, model.head),
+    pcas = PCA.fit(still), PCA.fit(moving)
+    wide, deep = model.embed.out_features, model.head.in_features
+    # Strong components are large in the residual stream, so that equal steps of the optimizer
+    # disturb them less; whitened ones were measured to learn more slowly (docs/decisions.md).
+    size = pcas[1].std[: max(wide, deep)].clamp_min(1e-4).sqrt()
+    size = size / size[: min(wide, deep)].square().mean().sqrt()
+    for pca, embed, head in (
+        (pcas[0], model.embed_first, model.head_first),
+        (pcas[1], model.embed, model.head),
     ):
-        pca = PCA.fit(patches)
-        _fill(embed, head, pca, rank)
-    for layer in (model.to_latent, model.from_latent):
+        _fill(embed, head, pca, rank, size)
+    for layer, gain in ((model.to_latent, 1 / size[:rank]), (model.from_latent, size[:rank])):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
-        layer.weight[:rank, :rank] = torch.eye(rank)
+        layer.weight[:rank, :rank] = torch.diag(gain)
     if model.quantizer.input_dim == 2 * rank:  # KL: a small variance to begin with
         model.to_latent.bias[rank:] = -8.0
     elif model.quantizer.codebook_size is not None:
         model.from_latent.weight[:rank, :rank] *= 2.0  # codes lie in [-1, 1], latents in +-2
 
 
-def _fill(embed: nn.Linear, head: nn.Linear, pca: PCA, rank: int) -> None:
+def _fill(embed: nn.Linear, head: nn.Linear, pca: PCA, rank: int, size: Tensor) -> None:
     width = min(embed.out_features, len(pca.std))
-    # whitening, but noise is not blown up to the size of the signal
+    # noise is not blown up to the size of the signal
     scale = 1 / (pca.std[:width] + 0.02 * pca.std[0])
     scale[:rank] = 1 / pca.std[:rank].clamp_min(1e-4)
     nn.init.zeros_(embed.weight)
-    embed.weight[:width] = pca.components[:width] * scale[:, None]
+    embed.weight[:width] = pca.components[:width] * (scale * size[:width])[:, None]
     embed.bias.copy_(-embed.weight @ pca.mean)
     nn.init.zeros_(head.weight)
-    head.weight[:, :rank] = (pca.components[:rank] * pca.std[:rank, None]).T
+    head.weight[:, :rank] = (pca.components[:rank] * (pca.std[:rank] / size[:rank])[:, None]).T
     head.bias.copy_(pca.mean)
