@@ -68,16 +68,16 @@ class TransformCode:
             patches: [S, P] samples to fit the quantizers to.
             bits: Of a patch.
         """
-        coefficients = pca.project(patches, bits).double()
-        rank = coefficients.shape[1]
-        candidates: list[list[Tensor]] = [[coefficients[:, r].mean()[None]] for r in range(rank)]
+        columns = pca.project(patches, bits).double().T.contiguous()
+        rank = len(columns)
+        candidates: list[list[Tensor]] = [[columns[r].mean()[None]] for r in range(rank)]
         for r in range(rank):
             for b in range(1, MAX_BITS + 1):
-                candidates[r].append(lloyd_max(coefficients[:, r], 2**b))
+                candidates[r].append(lloyd_max(columns[r], 2**b))
         errors = torch.tensor(
             [
                 [
-                    float((nearest(coefficients[:, r], v) - coefficients[:, r]).square().mean())
+                    float((nearest(columns[r], v) - columns[r]).square().mean())
                     for v in candidates[r]
                 ]
                 for r in range(rank)
@@ -95,5 +95,5 @@ class TransformCode:
     def reconstruct(self, patches: Tensor) -> Tensor:
         """[..., P] patches after the code."""
         coefficients = self.pca.project(patches, len(self.values))
-        columns = [nearest(coefficients[..., r], v) for r, v in enumerate(self.values)]
+        columns = [nearest(coefficients[..., r].contiguous(), v) for r, v in enumerate(self.values)]
         return self.pca.reconstruct(torch.stack(columns, dim=-1))
