@@ -20,6 +20,7 @@ from tools.commands import (
     demonstrating,
     doctoring,
     errors,
+    evaluating,
     inspecting,
     listing,
     tokenizing,
@@ -28,7 +29,16 @@ from tools.commands.errors import BUG, FAILED, USAGE, UsageError, bug, sentence
 from tools.commands.reporting import printable
 from tools.commands.stopping import Stopped, catch_signals
 
-COMMANDS = (tokenizing, decoding, inspecting, comparing, listing, doctoring, demonstrating)
+COMMANDS = (
+    tokenizing,
+    decoding,
+    inspecting,
+    comparing,
+    listing,
+    doctoring,
+    demonstrating,
+    evaluating,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

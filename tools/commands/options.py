@@ -10,6 +10,11 @@ from fractions import Fraction
 def add_model(parser: argparse.ArgumentParser, default: str | None, about: str) -> None:
     """Add --model, --device and --dtype."""
     parser.add_argument("--model", metavar="NAME|PATH", default=default, help=about)
+    add_compute(parser)
+
+
+def add_compute(parser: argparse.ArgumentParser) -> None:
+    """Add --device and --dtype."""
     parser.add_argument(
         "--device", metavar="D", default="auto", help="cpu, cuda, cuda:1; default: a GPU if any"
     )
