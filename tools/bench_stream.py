@@ -17,21 +17,26 @@ from tools.bench_figures import Figure
 
 SIZE = (360, 640)
 FPS = 30
-PROBE = """
-import resource, sys
+PEAK = """
+try:  # ru_maxrss begins with the memory of the process that started this one
+    status = open("/proc/self/status").read()
+    print(int(status.split("VmHWM:")[1].split()[0]) * 1024)
+except FileNotFoundError:
+    import resource, sys
+    unit = 1 if sys.platform == "darwin" else 1024
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+"""
+PROBE = (
+    """
+import sys
 import torch, omnitok
 from video import tokenize_file
 model, device, threads, source, target = sys.argv[1:]
 torch.set_num_threads(int(threads))
 tokenize_file(omnitok.load(model, device), source, target)
-try:  # ru_maxrss begins with the memory of the process that started this one
-    status = open("/proc/self/status").read()
-    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-except FileNotFoundError:
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-print(peak)
 """
+    + PEAK
+)
 
 
 def stream(tok: Tokenizer, model: str, quick: bool) -> list[Figure]:
