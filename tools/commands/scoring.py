@@ -76,15 +76,11 @@ class Result:
 
 def score(frames: Tensor, recon: Tensor, tokens: int, bits: float) -> Score:
     """Compare uint8 [T, 3, H, W] frames with what came back from `tokens` of `bits` bits each."""
-    import torch
+    from omnitok.metrics.pixel import MAX_PSNR, flicker, psnr, ssim
 
-    from omnitok.metrics.pixel import flicker, psnr, ssim
-    from omnitok.metrics.validation import clip_psnr
-    from omnitok.pixels import to_float
-
-    whole = (to_float(x.transpose(0, 1)[None], torch.float32) for x in (recon, frames))
+    error = float((recon.float() - frames.float()).square().mean())
     return Score(
-        psnr=float(clip_psnr(*whole)),
+        psnr=10 * math.log10(255**2 / error) if error else MAX_PSNR,
         frame_psnr=float(psnr(recon, frames).mean()),
         ssim=float(ssim(recon, frames).mean()),
         flicker=flicker(recon, frames),
@@ -142,11 +138,10 @@ class Baselines:
 
     Args:
         corpus: The corpus folder.
-        draws: Batches of the training mix to fit to.
     """
 
-    def __init__(self, corpus: Path, draws: int = DRAWS) -> None:
-        self._sampler, self._draws = training_sampler(corpus), draws
+    def __init__(self, corpus: Path) -> None:
+        self._sampler = training_sampler(corpus)
         self._fitted: dict[tuple[Any, ...], LinearTokenizer] = {}
 
     def of(self, tok: Tokenizer) -> tuple[str, Callable[[Tensor], Coded]]:
@@ -165,7 +160,7 @@ class Baselines:
             name = f"PCA quantized to {bits} bits"
         key = (name, tok.patch)
         if key not in self._fitted:
-            clips = (to_float(self._sampler.draw(n), torch.float32) for n in range(self._draws))
+            clips = (to_float(self._sampler.draw(n), torch.float32) for n in range(DRAWS))
             self._fitted[key] = LinearTokenizer.fit(clips, tok.patch, rank, bits)
         linear = self._fitted[key]
 
