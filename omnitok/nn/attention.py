@@ -41,19 +41,20 @@ class Attention(nn.Module):
         phasors: Tensor,
         partition: Partition,
         past: list[KeysValues] | None = None,
-        keep: bool = False,
-    ) -> tuple[Tensor, list[KeysValues] | None]:
+        time: int | None = None,
+    ) -> tuple[Tensor, list[KeysValues]]:
         """Mix the tokens of each window over space and time.
 
         Args:
             x_BGND: Tokens in the order of `partition`.
             phasors: [G, N, K / 2] complex64 rotary phasors.
             partition: The windows.
-            past: For each run of windows, the keys and values of the groups before these.
-            keep: Whether to return the keys and values that the next groups will need.
+            past: What the call for the groups before these returned; changed in place.
+            time: Number of groups before these in their stream; None if these are a whole clip.
 
         Returns:
-            [B, G, N, D], and per run the last `lookback` groups' keys and values, if kept.
+            [B, G, N, D], and for each run of windows the keys and values of the last groups of the
+            stream: [W, groups, N, H, K], the group of time t in slot t modulo (lookback + 1).
         """
         qkv = rearrange(self.qkv(x_BGND), "b g n (i h k) -> b g n (i h) k", i=3, h=self.heads)
         qk, v = torch.split(qkv, [2 * self.heads, self.heads], dim=-2)
@@ -64,34 +65,71 @@ class Attention(nn.Module):
         start = 0
         for run, (windows, size) in enumerate(partition.runs):
             stop = start + windows * size
-            q_WHSK, k_WHSK, v_WHSK = (
-                rearrange(z[:, :, start:stop], "b g (w n) h k -> (b w) h (g n) k", w=windows)
+            q_WGNHK, k_WGNHK, v_WGNHK = (
+                rearrange(z[:, :, start:stop], "b g (w n) h k -> (b w) g n h k", w=windows)
                 for z in (q, k, v)
             )
-            if past is not None:
-                k_WHSK = torch.cat([past[run][0], k_WHSK], dim=2)
-                v_WHSK = torch.cat([past[run][1], v_WHSK], dim=2)
-            o_WHSK = self._attend(q_WHSK, k_WHSK, v_WHSK, size)
+            if time is None:
+                o_WHSK = self._attend(q_WGNHK, k_WGNHK, v_WGNHK)
+            else:
+                ring = past[run] if past else None
+                o_WHSK, ring = self._attend_next(q_WGNHK, k_WGNHK, v_WGNHK, ring, time)
+                kept.append(ring)
             outputs.append(
                 rearrange(o_WHSK, "(b w) h (g n) k -> b g (w n) (h k)", w=windows, n=size)
             )
-            if keep:
-                tail = max(0, k_WHSK.shape[2] - self.lookback * size)
-                kept.append((k_WHSK[:, :, tail:], v_WHSK[:, :, tail:]))
             start = stop
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-        return self.out(mixed), kept if keep else None
+        return self.out(mixed), kept
 
-    def _attend(self, q_WHSK: Tensor, k_WHSK: Tensor, v_WHSK: Tensor, size: int) -> Tensor:
-        """Attention of each group over itself and those before; keys may begin earlier."""
+    def _attend(self, q_WGNHK: Tensor, k_WGNHK: Tensor, v_WGNHK: Tensor) -> Tensor:
+        """Attention of each group over itself and those before it: [W, H, S, K]."""
         # pieces, not overlapping slices: a slice's gradient is as large as what it was cut from
-        queries, keys, values = (torch.split(z, size, dim=2) for z in (q_WHSK, k_WHSK, v_WHSK))
-        old = len(keys) - len(queries)
+        queries, keys, values = (
+            rearrange(z, "w g n h k -> w h g n k").unbind(2) for z in (q_WGNHK, k_WGNHK, v_WGNHK)
+        )
         parts = []
         for g, query in enumerate(queries):
-            seen = slice(max(0, old + g - self.lookback), old + g + 1)
+            seen = slice(max(0, g - self.lookback), g + 1)
             parts.append(attend(query, _join(keys[seen]), _join(values[seen]), self.scale))
         return _join(parts)
+
+    def _attend_next(
+        self,
+        q_WGNHK: Tensor,
+        k_WGNHK: Tensor,
+        v_WGNHK: Tensor,
+        ring: KeysValues | None,
+        time: int,
+    ) -> tuple[Tensor, KeysValues]:
+        """Attention of each next group of a stream over itself and those in the ring."""
+        parts = []
+        slots = self.lookback + 1
+        for g, (q, k, v) in enumerate(
+            zip(q_WGNHK.unbind(1), k_WGNHK.unbind(1), v_WGNHK.unbind(1), strict=True), time
+        ):
+            ring = _with_room(ring, min(g + 1, slots), v)
+            for buffer, new in zip(ring, (k, v), strict=True):
+                buffer[:, g % slots] = new
+            keys, values = (rearrange(buffer, "w g n h k -> w h (g n) k") for buffer in ring)
+            parts.append(attend(q.transpose(1, 2), keys, values, self.scale))
+        assert ring is not None
+        return _join(parts), ring
+
+
+def _with_room(ring: KeysValues | None, groups: int, like_WNHK: Tensor) -> KeysValues:
+    """The ring itself, or a copy that has room for one group more."""
+    if ring is not None and ring[0].shape[1] == groups:
+        return ring
+    windows, *rest = like_WNHK.shape
+    grown = (
+        like_WNHK.new_empty(windows, groups, *rest),
+        like_WNHK.new_empty(windows, groups, *rest),
+    )
+    if ring is not None:
+        for new, old in zip(grown, ring, strict=True):
+            new[:, :-1] = old
+    return grown
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -25,11 +25,12 @@ class StackCache:
 
     Attributes:
         time: Index of the next group.
-        layers: Per layer and run of windows, the keys and values of the last `lookback` groups.
+        layers: Per layer and run of windows, the keys and values of the last groups; see
+            `Attention.forward`.
     """
 
     time: int = 0
-    layers: list[list[KeysValues] | None] = field(default_factory=list)
+    layers: list[list[KeysValues]] = field(default_factory=list)
 
 
 class _Permute(torch.autograd.Function):
@@ -62,10 +63,10 @@ class Block(nn.Module):
         phasors: Tensor,
         partition: Partition,
         past: list[KeysValues] | None = None,
-        keep: bool = False,
-    ) -> tuple[Tensor, list[KeysValues] | None]:
+        time: int | None = None,
+    ) -> tuple[Tensor, list[KeysValues]]:
         """Tokens in the order of `partition`; see `Attention.forward`."""
-        mixed, kept = self.attention(self.norm1(x_BGND), phasors, partition, past, keep)
+        mixed, kept = self.attention(self.norm1(x_BGND), phasors, partition, past, time)
         x_BGND = x_BGND + mixed
         return x_BGND + self.mlp(self.norm2(x_BGND)), kept
 
@@ -97,27 +98,28 @@ class Stack(nn.Module):
             [B, G, N, D] in raster order.
         """
         config, groups = self.config, x_BGND.shape[1]
-        time = cache.time if cache is not None else 0
-        times = torch.arange(time, time + groups, dtype=torch.float64, device=x_BGND.device)
+        time = cache.time if cache is not None else None
+        first = time or 0
+        times = torch.arange(first, first + groups, dtype=torch.float64, device=x_BGND.device)
         head_width = config.width // config.heads
         phasors = {
             kind: layout.phasors(kind, head_width, config.rope_base, times)
             for kind in set(config.layers)
         }
         order = "raster"
-        kept: list[list[KeysValues] | None] = []
+        kept: list[list[KeysValues]] = []
         for i, (kind, block) in enumerate(zip(config.layers, self.blocks, strict=True)):
             x_BGND = self._reorder(x_BGND, layout, order, kind)
             order = kind
             past = cache.layers[i] if cache is not None and cache.layers else None
-            args = (x_BGND, phasors[kind], layout.partitions[kind], past, cache is not None)
+            args = (x_BGND, phasors[kind], layout.partitions[kind], past, time)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x_BGND, present = checkpoint(block, *args, use_reentrant=False)
             else:
                 x_BGND, present = block(*args)
             kept.append(present)
         if cache is not None:
-            cache.time, cache.layers = time + groups, kept
+            cache.time, cache.layers = first + groups, kept
         return self._reorder(x_BGND, layout, order, "raster")
 
     @staticmethod
