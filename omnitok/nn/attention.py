@@ -18,9 +18,11 @@ from torch.nn import functional as F
 
 from omnitok.config import StackConfig
 from omnitok.nn.layout import Partition
-from omnitok.nn.rope import rotate
+from omnitok.nn.norm import inverse_rms, needs_graph
+from omnitok.nn.rope import rotate, rotate_
 
 KeysValues = tuple[Tensor, Tensor]
+EPS = 1e-6  # added to the mean squares of queries and keys
 
 
 class Attention(nn.Module):
@@ -58,9 +60,7 @@ class Attention(nn.Module):
         """
         qkv = rearrange(self.qkv(x_BGND), "b g n (i h k) -> b g n (i h) k", i=3, h=self.heads)
         qk, v = torch.split(qkv, [2 * self.heads, self.heads], dim=-2)
-        if self.qk_norm:
-            qk = F.rms_norm(qk.float(), (self.head_width,), eps=1e-6)
-        q, k = rotate(qk, phasors).type_as(v).chunk(2, dim=-2)
+        q, k = self._place(qk.float(), phasors).type_as(v).chunk(2, dim=-2)
         outputs, kept = [], []
         start = 0
         for run, (windows, size) in enumerate(partition.runs):
@@ -81,6 +81,16 @@ class Attention(nn.Module):
             start = stop
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         return self.out(mixed), kept
+
+    def _place(self, qk: Tensor, phasors: Tensor) -> Tensor:
+        """Normalise and rotate float32 queries and keys [B, G, N, H, K]; may change them."""
+        if needs_graph(qk):
+            if self.qk_norm:
+                qk = F.rms_norm(qk, (self.head_width,), eps=EPS)
+            return rotate(qk, phasors)
+        if self.qk_norm:
+            qk.mul_(inverse_rms(qk, EPS))
+        return rotate_(qk, phasors)
 
     def _attend(self, q_WGNHK: Tensor, k_WGNHK: Tensor, v_WGNHK: Tensor) -> Tensor:
         """Attention of each group over itself and those before it: [W, H, S, K]."""

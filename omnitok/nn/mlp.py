@@ -8,6 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omnitok.nn.norm import needs_graph
+
 MLPS = ("swiglu", "gelu_tanh")
 
 
@@ -35,5 +37,7 @@ class MLP(nn.Module):
         hidden = self.up(x)
         if self.kind == "swiglu":
             gate, value = hidden.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * value)  # type: ignore[no-any-return]
+            if needs_graph(x):
+                return self.down(F.silu(gate) * value)  # type: ignore[no-any-return]
+            return self.down(F.silu(gate, inplace=True).mul_(value))  # type: ignore[no-any-return]
         return self.down(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]

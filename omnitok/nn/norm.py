@@ -35,4 +35,22 @@ class Norm(nn.Module):
         """[..., D] to [..., D]."""
         if self.kind == "layer":
             return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
-        return F.rms_norm(x, (self.width,), self.weight, self.eps)
+        if needs_graph(x):
+            return F.rms_norm(x, (self.width,), self.weight, self.eps)
+        scaled = x.float() * inverse_rms(x, self.eps)
+        return (scaled if self.weight is None else scaled.mul_(self.weight)).type_as(x)
+
+
+def needs_graph(x: Tensor) -> bool:
+    """Whether `x` is worked on for training, for a compiler or on a GPU.
+
+    Fused kernels and gradients are for those; elsewhere a CPU is fastest with few passes over
+    memory that it need not ask for, which is what this package does where this is False.
+    """
+    return torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu"
+
+
+def inverse_rms(x: Tensor, eps: float) -> Tensor:
+    """[..., 1] float32 reciprocals of the root mean square of the last axis."""
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()

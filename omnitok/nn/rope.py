@@ -61,3 +61,10 @@ def rotate(x_NHK: Tensor, phasors_NR: Tensor) -> Tensor:
         return turned.flatten(-2).type_as(x_NHK)
     pairs = torch.view_as_complex(pairs)
     return torch.view_as_real(pairs * phasors_NR.unsqueeze(-2)).flatten(-2).type_as(x_NHK)
+
+
+def rotate_(x_NHK: Tensor, phasors_NR: Tensor) -> Tensor:
+    """`rotate` in place, for float32 that needs no gradient."""
+    pairs = torch.view_as_complex(rearrange(x_NHK, "... (r two) -> ... r two", two=2))
+    pairs.mul_(phasors_NR.unsqueeze(-2))
+    return x_NHK
