@@ -40,7 +40,7 @@ class StackConfig:
         lookback: Groups before its own that a token sees.
         rope_base: Base of the rotary frequencies.
         attention_scale: Factor on the usual 1 / sqrt(head width).
-        qk_norm: Whether queries and keys are RMS-normalised.
+        qk_norm: Whether queries and keys are RMS-normalised; "affine" with a gain for each head.
         norm: "rms" or "layer".
         norm_affine: Whether norms carry weights of their own.
         mlp: "swiglu" or "gelu_tanh".
@@ -55,7 +55,7 @@ class StackConfig:
     lookback: int = 2
     rope_base: float = 10000.0
     attention_scale: float = 1.0
-    qk_norm: bool = True
+    qk_norm: bool | str = True
     norm: str = "rms"
     norm_affine: bool = False
     mlp: str = "swiglu"

@@ -22,7 +22,9 @@ from omnitok.nn.norm import inverse_rms, needs_graph
 from omnitok.nn.rope import rotate, rotate_
 
 KeysValues = tuple[Tensor, Tensor]
+QK_NORMS = (False, True, "affine")
 EPS = 1e-6  # added to the mean squares of queries and keys
+AFFINE_EPS = 1e-26  # the same, where a gain follows: only keeps zeros finite
 
 
 class Attention(nn.Module):
@@ -33,9 +35,17 @@ class Attention(nn.Module):
         self.heads, self.lookback = config.heads, config.lookback
         self.head_width = config.width // config.heads
         self.scale = config.attention_scale / self.head_width**0.5
-        self.qk_norm = config.qk_norm
+        if config.qk_norm not in QK_NORMS:
+            raise ValueError(f"unknown qk_norm {config.qk_norm!r}; choose one of {list(QK_NORMS)}")
+        self.qk_norm, self.qk_eps = bool(config.qk_norm), EPS
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.q_gain: nn.Parameter | None = None
+        self.k_gain: nn.Parameter | None = None
+        if config.qk_norm == "affine":
+            self.qk_eps = AFFINE_EPS
+            self.q_gain = nn.Parameter(torch.ones(self.heads, self.head_width))
+            self.k_gain = nn.Parameter(torch.ones(self.heads, self.head_width))
 
     def forward(
         self,
@@ -44,6 +54,7 @@ class Attention(nn.Module):
         partition: Partition,
         past: list[KeysValues] | None = None,
         time: int | None = None,
+        keep: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:
         """Mix the tokens of each window over space and time.
 
@@ -53,10 +64,13 @@ class Attention(nn.Module):
             partition: The windows.
             past: What the call for the groups before these returned; changed in place.
             time: Number of groups before these in their stream; None if these are a whole clip.
+            keep: For groups of varying size: see the whole of `past` (no look-back), and return
+                this many of the last tokens for each run.
 
         Returns:
             [B, G, N, D], and for each run of windows the keys and values of the last groups of the
-            stream: [W, groups, N, H, K], the group of time t in slot t modulo (lookback + 1).
+            stream: [W, groups, N, H, K], the group of time t in slot t modulo (lookback + 1); with
+            `keep`, [W, tokens, H, K].
         """
         qkv = rearrange(self.qkv(x_BGND), "b g n (i h k) -> b g n (i h) k", i=3, h=self.heads)
         qk, v = torch.split(qkv, [2 * self.heads, self.heads], dim=-2)
@@ -69,8 +83,12 @@ class Attention(nn.Module):
                 rearrange(z[:, :, start:stop], "b g (w n) h k -> (b w) g n h k", w=windows)
                 for z in (q, k, v)
             )
-            if time is None:
-                o_WHSK = self._attend(q_WGNHK, k_WGNHK, v_WGNHK)
+            if keep is not None:
+                seen = past[run] if past else None
+                o_WHSK, rest = self._attend_after(q_WGNHK, k_WGNHK, v_WGNHK, seen, keep[run])
+                kept.append(rest)
+            elif time is None:
+                o_WHSK = self._attend(q_WGNHK, k_WGNHK, v_WGNHK, partition.soft_cap)
             else:
                 ring = past[run] if past else None
                 o_WHSK, ring = self._attend_next(q_WGNHK, k_WGNHK, v_WGNHK, ring, time)
@@ -84,15 +102,20 @@ class Attention(nn.Module):
 
     def _place(self, qk: Tensor, phasors: Tensor) -> Tensor:
         """Normalise and rotate float32 queries and keys [B, G, N, H, K]; may change them."""
+        gain = None
+        if self.q_gain is not None and self.k_gain is not None:
+            gain = torch.cat([self.q_gain, self.k_gain]).float()
         if needs_graph(qk):
             if self.qk_norm:
-                qk = F.rms_norm(qk, (self.head_width,), eps=EPS)
-            return rotate(qk, phasors)
+                qk = F.rms_norm(qk, (self.head_width,), eps=self.qk_eps)
+            return rotate(qk if gain is None else qk * gain, phasors)
         if self.qk_norm:
-            qk.mul_(inverse_rms(qk, EPS))
-        return rotate_(qk, phasors)
+            qk.mul_(inverse_rms(qk, self.qk_eps))
+        return rotate_(qk if gain is None else qk.mul_(gain), phasors)
 
-    def _attend(self, q_WGNHK: Tensor, k_WGNHK: Tensor, v_WGNHK: Tensor) -> Tensor:
+    def _attend(
+        self, q_WGNHK: Tensor, k_WGNHK: Tensor, v_WGNHK: Tensor, soft_cap: float | None
+    ) -> Tensor:
         """Attention of each group over itself and those before it: [W, H, S, K]."""
         # pieces, not overlapping slices: a slice's gradient is as large as what it was cut from
         queries, keys, values = (
@@ -101,7 +124,9 @@ class Attention(nn.Module):
         parts = []
         for g, query in enumerate(queries):
             seen = slice(max(0, g - self.lookback), g + 1)
-            parts.append(attend(query, _join(keys[seen]), _join(values[seen]), self.scale))
+            parts.append(
+                attend(query, _join(keys[seen]), _join(values[seen]), self.scale, soft_cap)
+            )
         return _join(parts)
 
     def _attend_next(
@@ -126,6 +151,22 @@ class Attention(nn.Module):
         assert ring is not None
         return _join(parts), ring
 
+    def _attend_after(
+        self,
+        q_WGNHK: Tensor,
+        k_WGNHK: Tensor,
+        v_WGNHK: Tensor,
+        past: KeysValues | None,
+        keep: int,
+    ) -> tuple[Tensor, KeysValues]:
+        """Attention of all tokens over each other and over [W, S, H, K] of before."""
+        q, k, v = (rearrange(z, "w g n h k -> w (g n) h k") for z in (q_WGNHK, k_WGNHK, v_WGNHK))
+        if past is not None:
+            k, v = (torch.cat([old, new], dim=1) for old, new in zip(past, (k, v), strict=True))
+        o_WHSK = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scale)
+        first = k.shape[1] - keep
+        return o_WHSK, (k[:, first:].clone(), v[:, first:].clone())
+
 
 def _with_room(ring: KeysValues | None, groups: int, like_WNHK: Tensor) -> KeysValues:
     """The ring itself, or a copy that has room for one group more."""
@@ -142,14 +183,18 @@ def _with_room(ring: KeysValues | None, groups: int, like_WNHK: Tensor) -> KeysV
     return grown
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, soft_cap: float | None = None) -> Tensor:
     """Softmax attention over all keys: [..., H, Q, K] queries, [..., H, S, K] keys and values.
 
+    A soft cap c makes scores s into c tanh(s / c) (Gemma Team 2024, arXiv:2408.00118, section 2).
     The backward pass of the fused kernel is 1.5 times slower on a CPU than that of the explicit
     product over windows of this size (docs/decisions.md), so a CPU trains with the latter.
     """
-    if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+    training = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
+    if training or soft_cap is not None:
         scores = (q @ k.transpose(-1, -2)).float() * scale
+        if soft_cap is not None:
+            scores = (scores / soft_cap).tanh() * soft_cap
         return scores.softmax(dim=-1).to(v.dtype) @ v
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 

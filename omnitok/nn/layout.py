@@ -28,10 +28,12 @@ class Partition:
     Attributes:
         order: [N] int64, raster index of each token in window order.
         runs: (windows, tokens per window), in that order along `order`.
+        soft_cap: Bound on the size of attention scores, see `omnitok.nn.attention.attend`.
     """
 
     order: Tensor
     runs: tuple[tuple[int, int], ...]
+    soft_cap: float | None = None
 
 
 class Layout:

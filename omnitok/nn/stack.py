@@ -5,6 +5,7 @@ Shape suffixes: B batch, G groups, N tokens of a group, D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +28,12 @@ class StackCache:
         time: Index of the next group.
         layers: Per layer and run of windows, the keys and values of the last groups; see
             `Attention.forward`.
+        keep: For groups of varying size, `Attention.forward`'s argument of that name.
     """
 
     time: int = 0
     layers: list[list[KeysValues]] = field(default_factory=list)
+    keep: Sequence[int] | None = None
 
 
 class _Permute(torch.autograd.Function):
@@ -64,9 +67,10 @@ class Block(nn.Module):
         partition: Partition,
         past: list[KeysValues] | None = None,
         time: int | None = None,
+        keep: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:
         """Tokens in the order of `partition`; see `Attention.forward`."""
-        mixed, kept = self.attention(self.norm1(x_BGND), phasors, partition, past, time)
+        mixed, kept = self.attention(self.norm1(x_BGND), phasors, partition, past, time, keep)
         x_BGND = x_BGND + mixed
         return x_BGND + self.mlp(self.norm2(x_BGND)), kept
 
@@ -99,6 +103,7 @@ class Stack(nn.Module):
         """
         config, groups = self.config, x_BGND.shape[1]
         time = cache.time if cache is not None else None
+        keep = cache.keep if cache is not None else None
         first = time or 0
         times = torch.arange(first, first + groups, dtype=torch.float64, device=x_BGND.device)
         head_width = config.width // config.heads
@@ -112,7 +117,7 @@ class Stack(nn.Module):
             x_BGND = self._reorder(x_BGND, layout, order, kind)
             order = kind
             past = cache.layers[i] if cache is not None and cache.layers else None
-            args = (x_BGND, phasors[kind], layout.partitions[kind], past, time)
+            args = (x_BGND, phasors[kind], layout.partitions[kind], past, time, keep)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 x_BGND, present = checkpoint(block, *args, use_reentrant=False)
             else:
