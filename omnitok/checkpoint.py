@@ -125,8 +125,11 @@ def load_checkpoint(
         raise
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds a config that cannot be used: {error}") from error
-    with torch.device("meta"):
-        model = Autoencoder(config)
+    try:
+        with torch.device("meta"):
+            model = Autoencoder(config)
+    except (ValueError, TypeError, RuntimeError) as error:  # a choice or a size that no part knows
+        raise CheckpointError(f"{path} holds a config that cannot be built: {error}") from error
     _check_match(str(path), model.state_dict(), tensors)
     digest = hash_weights(tensors)
     wanted = dtype or torch.float32
@@ -147,4 +150,9 @@ def _check_match(path: str, wanted: Mapping[str, Tensor], found: Mapping[str, Te
             raise CheckpointError(
                 f"{path}: {name!r} is {list(found[name].shape)}, but its config makes it "
                 f"{list(wanted[name].shape)}"
+            )
+        if wanted[name].is_floating_point() != found[name].is_floating_point():
+            raise CheckpointError(
+                f"{path}: {name!r} is {str(found[name].dtype)[6:]}, but its config makes it "
+                f"{str(wanted[name].dtype)[6:]}"
             )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from omnitok.quantize.base import QuantizerConfig
+from omnitok.token_facts import conform
 
 LAYER_KINDS = ("global", "local", "shifted")
+MAX_WIDTH, MAX_DEPTH = 2**16, 1024  # a stranger's file must not ask for absurd sizes
 
 
 def triple(name: str, value: Any) -> tuple[int, int, int]:
@@ -21,9 +23,21 @@ def triple(name: str, value: Any) -> tuple[int, int, int]:
 
 def reject_unknown(name: str, given: Mapping[str, Any], known: Any) -> None:
     """Raise a ValueError that names the keys of `given` that the dataclass `known` lacks."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{name} is {given!r}; expected an object with named entries")
     unknown = sorted(set(given) - {f.name for f in fields(known)})
     if unknown:
         raise ValueError(f"{name} has unknown keys {unknown}; check their spelling or the version")
+
+
+def hold_to_types(config: Any) -> None:
+    """Hold every field of a dataclass to its annotation: lists become tuples, the rest is refused.
+
+    Raises:
+        ValueError: A field is of another type; the message names it.
+    """
+    for name, hint in get_type_hints(type(config)).items():
+        setattr(config, name, conform(name, getattr(config, name), hint))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -67,7 +81,12 @@ class StackConfig:
         return len(self.layers)
 
     def __post_init__(self) -> None:
-        self.layers = tuple(self.layers)
+        hold_to_types(self)
+        for name, most in (("width", MAX_WIDTH), ("mlp_hidden", 4 * MAX_WIDTH)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 1 and {most}")
+        if self.depth > MAX_DEPTH:
+            raise ValueError(f"{self.depth} layers are more than {MAX_DEPTH}")
         if self.heads < 1 or self.width % (8 * self.heads):
             raise ValueError(
                 f"width={self.width} over heads={self.heads} must give a head width that is a "
@@ -76,9 +95,10 @@ class StackConfig:
         unknown = sorted(set(self.layers) - set(LAYER_KINDS))
         if unknown:
             raise ValueError(f"unknown layer kinds {unknown}; choose from {list(LAYER_KINDS)}")
-        if self.window < 1 or self.lookback < 0:
+        if self.window < 1 or self.lookback < 0 or self.rope_base <= 0:
             raise ValueError(
-                f"window={self.window} must be at least 1 and lookback={self.lookback} at least 0"
+                f"window={self.window} must be at least 1, lookback={self.lookback} at least 0 and "
+                f"rope_base={self.rope_base} above 0"
             )
 
 
@@ -103,6 +123,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         self.patch = triple("patch", self.patch)
+        hold_to_types(self)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-friendly dict that `from_dict` reads back."""

@@ -20,6 +20,7 @@ from omnitok.model import Autoencoder
 from omnitok.nn.patch import grid_of, pad_frames
 from omnitok.nn.stack import StackCache
 from omnitok.pixels import to_uint8
+from omnitok.quantize.base import DiscreteQuantizer
 from omnitok.stream import EncodeStream
 from omnitok.tokens import TokenizerInfo, Tokens, frames_of_groups, num_groups
 from omnitok.version import VERSION
@@ -154,10 +155,7 @@ class Tokenizer:
         Raises:
             ValueError: The shape is wrong, or `size` is not one that encodes to this grid.
         """
-        if z.ndim != 5 or z.shape[1] != self.model.quantizer.dim or 0 in z.shape:
-            raise ValueError(
-                f"decode got {list(z.shape)}; expected [B, {self.model.quantizer.dim}, t, h, w]"
-            )
+        self._check_latents(z)
         t, h, w = z.shape[2:]
         pt, ph, pw = self.patch
         size = size or (1 + (t - 1) * pt, h * ph, w * pw)
@@ -168,6 +166,12 @@ class Tokenizer:
             first, stop = frames_of_groups(group, group + 1, size[0], pt)
             parts.append(self._decode_group(z[:, :, group], cache)[:, :, : stop - first])
         return torch.cat(parts, dim=2)[..., : size[1], : size[2]]
+
+    def _check_latents(self, z: Tensor) -> None:
+        if z.ndim != 5 or z.shape[1] != self.model.quantizer.dim or 0 in z.shape:
+            raise ValueError(
+                f"got latents {list(z.shape)}; expected [B, {self.model.quantizer.dim}, t, h, w]"
+            )
 
     def _check_grid(self, grid: Size, size: Size) -> None:
         wanted = (num_groups(size[0], self.patch[0]), *grid_of(size[1:], self.patch))
@@ -193,20 +197,25 @@ class Tokenizer:
             )
 
     def _codes(self, z: Tensor) -> Tensor:
-        codes: Tensor | None = self.model.quantizer(z).codes
-        assert codes is not None
-        return codes
+        quantizer = self.model.quantizer
+        assert isinstance(quantizer, DiscreteQuantizer)
+        return quantizer.latents_to_codes(z)
 
     @torch.no_grad()
     def quantize(self, z: Tensor) -> Tensor:
         """[B, c, t, h, w] latents to [B, t, h, w] (K codebooks: [B, t, h, w, K]) int64 codes."""
         self._need_codes()
-        return self._codes(rearrange(z, "b c t h w -> b t h w c"))
+        self._check_latents(z)
+        return self._codes(rearrange(z.to(self.device), "b c t h w -> b t h w c"))
 
     @torch.no_grad()
     def dequantize(self, codes: Tensor) -> Tensor:
         """Codes to the [B, c, t, h, w] latents that `decode` takes."""
         self._need_codes()
+        many = self.model.quantizer.num_codebooks
+        if codes.ndim != 4 + (many > 1):
+            axes = "[B, t, h, w]" if many == 1 else f"[B, t, h, w, {many}]"
+            raise ValueError(f"dequantize got {list(codes.shape)}; expected int64 {axes}")
         z = self.model.quantizer.codes_to_latents(codes.to(self.device))
         return rearrange(z, "b t h w c -> b c t h w").to(self.dtype)
 
@@ -226,10 +235,16 @@ class Tokenizer:
             Tokens on the CPU, or a list of them.
 
         Raises:
-            ValueError: The shape or type is not as above.
+            ValueError: The shape is not as above.
+            TypeError: Something else than tensors.
         """
-        if not isinstance(frames, Tensor):
+        if isinstance(frames, list | tuple):
             return [self.tokenize(clip) for clip in frames]
+        if not isinstance(frames, Tensor):
+            raise TypeError(
+                f"tokenize got a {type(frames).__name__}; expected a uint8 tensor [T, 3, H, W] or "
+                "a list of them"
+            )
         with self.stream() as stream:
             parts = [stream.push(frames), stream.finish()]
         return Tokens.cat(parts)
@@ -264,18 +279,24 @@ class Tokenizer:
 
         Raises:
             ValueError: A part has another size or kind than the first, or comes from other
-                weights.
+                weights, or does not follow the one before it.
         """
         cache = StackCache()
         first_size: tuple[int, int] | None = None
+        pt, ended = self.patch[0], False
         for part in parts:
             self._check_part(part, first_size)
             first_size = part.size[1:]
             left = part.size[0]
+            if left and (ended or num_groups(left, pt, causal=cache.time == 0) != part.grid[0]):
+                raise ValueError(
+                    f"a part of {left} frames in {part.grid[0]} groups cannot follow {cache.time} "
+                    "groups of this clip; give all parts of one clip in time order"
+                )
             for z in self._latents(part):
                 x = self._decode_group(z, cache)
                 count = min(left, x.shape[2])
-                left -= count
+                left, ended = left - count, count < x.shape[2]
                 frames = x[0, :, :count, : part.size[1], : part.size[2]]
                 yield to_uint8(frames).transpose(0, 1).cpu()
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from omnitok.checkpoint import load_checkpoint, save_checkpoint
+from omnitok.checkpoint import load_checkpoint, save_checkpoint, write_atomically
 from omnitok.losses.pixel import rmse_per_clip
 from omnitok.model import Autoencoder
 from omnitok.pixels import to_float
@@ -170,6 +170,15 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._cut_log()
+
+    def _cut_log(self) -> None:
+        """Drop what was logged after the state was saved: those steps come again."""
+        path = self.out / "log.csv"
+        if path.exists():
+            lines = [x for x in path.read_bytes().splitlines(keepends=True) if x.endswith(b"\n")]
+            kept = [x for x in lines[1:] if int(x.split(b",", 1)[0]) < self.step]
+            write_atomically(path, b"".join(lines[:1] + kept))
 
     def _log(self, values: dict[str, Any]) -> None:
         path = self.out / "log.csv"

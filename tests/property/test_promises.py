@@ -6,6 +6,7 @@ import subprocess
 import sys
 from functools import lru_cache
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from omnitok import Tokens
-from omnitok.groups import num_groups
+from omnitok.groups import group_frames, num_groups
 from omnitok.presets import PRESETS
 from omnitok.tokenizer import Tokenizer
 from tests.small_models import noise, small_model, small_tokenizer
@@ -31,6 +32,19 @@ def values(tokens: Tokens) -> torch.Tensor:
     data = tokens.codes if tokens.codes is not None else tokens.latents
     assert data is not None
     return data
+
+
+def with_values(tokens: Tokens, data: torch.Tensor, frames: int) -> Tokens:
+    field = "codes" if tokens.codes is not None else "latents"
+    return Tokens(**{field: data}, size=(frames, *tokens.size[1:]), info=tokens.info)
+
+
+def cut_tokens(tokens: Tokens, cuts: list[int], patch_t: int) -> list[Tokens]:
+    starts = group_frames(tokens.size[0], patch_t)
+    edges = sorted({0, tokens.grid[0], *(c % tokens.grid[0] for c in cuts)})
+    return [
+        with_values(tokens, values(tokens)[a:b], starts[b] - starts[a]) for a, b in pairwise(edges)
+    ]
 
 
 def push_in_pieces(tok: Tokenizer, frames: torch.Tensor, cuts: list[int]) -> list[Tokens]:
@@ -83,16 +97,17 @@ def test_p3_a_later_frame_changes_no_earlier_token(name, frames, data):
 
 
 @every_preset
-def test_p3_a_later_token_changes_no_earlier_frame(name):
-    tok, clip = tokenizer(name), noise(13, 20, 20)
-    tokens = tok.tokenize(clip)
-    other = tok.tokenize(noise(13, 20, 20, seed=1))
-    mixed = torch.cat([values(tokens)[:2], values(other)[2:]])
-    field = "codes" if tokens.codes is not None else "latents"
-    swapped = Tokens(**{field: mixed}, size=tokens.size, info=tokens.info)
-    a, b = tok.detokenize(tokens), tok.detokenize(swapped)
-    assert torch.equal(a[:5], b[:5])
-    assert not torch.equal(a[5:], b[5:])
+@quick
+@given(frames=st.integers(2, 30), data=st.data())
+def test_p3_a_later_token_changes_no_earlier_frame(name, frames, data):
+    tok = tokenizer(name)
+    tokens, other = (tok.tokenize(noise(frames, 20, 20, seed=s)) for s in (0, 1))
+    group = data.draw(st.integers(1, tokens.grid[0] - 1))
+    mixed = torch.cat([values(tokens)[:group], values(other)[group:]])
+    a, b = tok.detokenize(tokens), tok.detokenize(with_values(tokens, mixed, frames))
+    first = group_frames(frames, tok.patch[0])[group]
+    assert torch.equal(a[:first], b[:first])
+    assert not torch.equal(a[first:], b[first:])
 
 
 @every_preset
@@ -102,17 +117,17 @@ def test_p3_a_later_token_changes_no_earlier_frame(name):
     height=sides,
     width=sides,
     cuts=st.lists(st.integers(0, 1000), max_size=8),
-    cut_tokens=st.integers(0, 10),
+    token_cuts=st.lists(st.integers(0, 1000), max_size=4),
 )
-def test_p4_any_cuts_give_the_tokens_of_the_whole(name, frames, height, width, cuts, cut_tokens):
+def test_p4_any_cuts_give_the_whole(name, frames, height, width, cuts, token_cuts):
     tok, clip = tokenizer(name), noise(frames, height, width)
     whole = tok.tokenize(clip)
     streamed = Tokens.cat(push_in_pieces(tok, clip, cuts))
     assert torch.equal(values(whole), values(streamed))
     assert streamed.size == whole.size
-    parts = [p for p in push_in_pieces(tok, clip, cuts) if p.size[0]]
-    decoded = torch.cat(list(tok.stream_decode(parts)))
-    assert torch.equal(decoded, tok.detokenize(whole))
+    for parts in (push_in_pieces(tok, clip, cuts), cut_tokens(whole, token_cuts, tok.patch[0])):
+        decoded = torch.cat(list(tok.stream_decode(parts)))
+        assert torch.equal(decoded, tok.detokenize(whole))
 
 
 @every_preset
@@ -179,17 +194,18 @@ def test_p5_tokens_do_not_depend_on_the_batch_or_the_threads(name):
 
 
 @every_preset
-def test_p6_decoding_codes_is_what_training_saw(name):
+@pytest.mark.parametrize("size", [(9, 21, 30), (1, 40, 7), (19, 9, 70)])
+def test_p6_decoding_codes_is_what_training_saw(name, size):
     model = small_model(name)
-    tok = Tokenizer(model.requires_grad_(False), "0" * 64)
-    x = noise(9, 21, 30).float().transpose(0, 1)[None] / 127.5 - 1
-    seen = model(x)
+    tok = Tokenizer(model, "0" * 64)
+    x = noise(*size).float().transpose(0, 1)[None] / 127.5 - 1
+    seen = model(x)  # whole clip at once, with gradients
     z = tok.encode(x)
     if tok.codebook_size is not None:
         codes = tok.quantize(z)
         assert torch.equal(codes.flatten(2), seen.quantized.codes)
         z = tok.dequantize(codes)
-    decoded = tok.decode(z, size=(9, 21, 30))
+    decoded = tok.decode(z, size=size)
     assert (decoded - seen.recon).abs().max() <= 1e-5 * seen.recon.abs().max()
 
 
@@ -205,12 +221,21 @@ def test_p6_a_token_file_reads_back_equal(name, tmp_path):
 
 def test_p8_fresh_processes_write_the_same_bytes(tmp_path):
     code = (
-        "import sys; from tests.small_models import *;"
-        "small_tokenizer('tiny').tokenize(noise(6, 33, 20)).save(sys.argv[1])"
+        "import sys; from pathlib import Path; from tests.small_models import *\n"
+        f"for name in {sorted(PRESETS)}:\n"
+        "    tok, path = small_tokenizer(name), Path(sys.argv[1]) / name\n"
+        "    path.parent.mkdir(exist_ok=True)\n"
+        "    tokens = tok.tokenize(noise(6, 33, 20))\n"
+        "    tokens.save(path.with_suffix('.tokens'))\n"
+        "    path.write_bytes(tok.detokenize(tokens).numpy().tobytes())"
     )
-    for name in ("a", "b"):
-        subprocess.run([sys.executable, "-c", code, str(tmp_path / name)], check=True)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for folder in ("a", "b"):
+        command = [sys.executable, "-c", code, str(tmp_path / folder)]
+        subprocess.run(command, check=True, cwd=Path(__file__).parents[2])
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert len(files) == 2 * len(PRESETS)
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_shipped_tokenizers_claim_every_promise():

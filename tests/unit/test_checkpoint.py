@@ -77,10 +77,44 @@ def test_a_misshapen_tensor_is_named(saved):
         load_checkpoint(saved)
 
 
+def test_a_tensor_of_another_kind_is_named(saved):
+    tensors = load_file(saved)
+    rewrite(saved, {**tensors, "head.weight": tensors["head.weight"].to(torch.int8)})
+    with pytest.raises(CheckpointError, match=r"'head\.weight' is int8"):
+        load_checkpoint(saved)
+
+
+WRONG = {
+    "width": ["48", 48.0, 0, 2**40, 2**70],
+    "layers": ["local", 5, ["diagonal"], ["local"] * 5000],
+    "mlp_hidden": [None, -1, 1.5],
+    "heads": [True, 0, {}],
+    "rope_base": [0, "x", float("nan")],
+    "norm": ["batch", 5],
+    "mlp": ["relu", []],
+    "bias": [0, None],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(k, v) for k, all_v in WRONG.items() for v in all_v])
+def test_a_wrong_entry_of_a_config_is_named(saved, key, value):
+    config = small_model("small").config.to_dict()
+    config["encoder"][key] = value
+    rewrite(saved, metadata={CONFIG_KEY: json.dumps(config)})
+    with pytest.raises(CheckpointError, match=key.removesuffix("s")) as caught:
+        load_checkpoint(saved)
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "metadata",
     [
         {},
+        {CONFIG_KEY: "null"},
+        {CONFIG_KEY: "3"},
+        {CONFIG_KEY: "[" * 5000},
+        {CONFIG_KEY: json.dumps({**preset("tiny").to_dict(), "name": 5})},
+        {CONFIG_KEY: json.dumps({**preset("tiny").to_dict(), "quantizer": {"dim": 2**70}})},
         {CONFIG_KEY: "not json"},
         {CONFIG_KEY: "{}"},
         {CONFIG_KEY: "[1]"},

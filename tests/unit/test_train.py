@@ -101,6 +101,19 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(corpus, tmp_path):
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+def test_a_killed_run_logs_every_step_once(corpus, tmp_path):
+    trainer = Trainer(config(), tmp_path, ClipSampler(corpus, config()))
+    while trainer.step < 7:  # saved at step 5, killed while logging step 7
+        trainer._log({"step": trainer.step, **trainer.train_step()})
+        if trainer.step == 5:
+            trainer.save()
+    with open(tmp_path / "log.csv", "a") as file:
+        file.write("7,0.")
+    Trainer(config(), tmp_path, ClipSampler(corpus, config())).run()
+    rows = (tmp_path / "log.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == list(range(12))
+
+
 def test_another_config_in_the_same_folder_is_refused(corpus, tmp_path):
     Trainer(config(), tmp_path, ClipSampler(corpus, config())).save()
     with pytest.raises(ValueError, match="another config"):
