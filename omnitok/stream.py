@@ -11,19 +11,18 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from omnitok.nn.patch import grid_of
 from omnitok.nn.stack import StackCache
 from omnitok.pixels import to_float
-from omnitok.tokens import Tokens
+from omnitok.tokens import Preprocess, Tokens
 
 if TYPE_CHECKING:
     from omnitok.tokenizer import Tokenizer
 
 
 class EncodeStream:
-    """Frames in, tokens out, as soon as a group is complete.
+    """Frames in, tokens out, as soon as a group (or a window of groups) is complete.
 
-    Memory holds fewer than `patch[0]` frames and the keys and values of the last groups, whatever
+    Memory holds the frames of less than that, and the keys and values of the last groups, whatever
     the length of the stream. An error inside the `with` block ends the stream.
     """
 
@@ -57,7 +56,8 @@ class EncodeStream:
         self._check(frames)
         outputs, count, taken = [], 0, 0
         while True:
-            wanted = 1 if self._cache.time == 0 else self._tokenizer.patch[0]
+            tok = self._tokenizer
+            wanted = tok.window or tok._frames_at_once(self._cache)
             room = wanted - sum(map(len, self._waiting))
             if len(frames) - taken < room:
                 break
@@ -70,7 +70,7 @@ class EncodeStream:
 
     @torch.no_grad()
     def finish(self) -> Tokens:
-        """End the stream and return the tokens of the last, short group (t is 0 or 1)."""
+        """End the stream and return the tokens of the frames that are left."""
         if self._finished:
             raise RuntimeError("the stream is finished; open a new one with Tokenizer.stream()")
         if self._size is None:
@@ -104,12 +104,12 @@ class EncodeStream:
         self._size = size
 
     def _encode(self, group: Tensor) -> Tensor:
-        """[n, 3, H, W] frames of the next group to [1, h, w, (K or c)] codes or latents."""
+        """[n, 3, H, W] frames of the next groups to [t, h, w, (K or c)] codes or latents."""
         tok = self._tokenizer
         x = to_float(group.to(tok.device).transpose(0, 1)[None], tok.dtype)
         assert self._size is not None
-        z = tok._encode_group(x, self._cache)
-        z = rearrange(z[0], "g (y x) c -> g y x c", y=grid_of(self._size, tok.patch)[0])
+        z = tok._encode_next(x, self._cache)
+        z = rearrange(z[0], "g (y x) c -> g y x c", y=tok.grid(self._size)[0])
         if tok.codebook_size is None:
             return z.cpu()
         return tok._codes(z).cpu()
@@ -127,13 +127,14 @@ class EncodeStream:
             latents=None if discrete else values,
             size=(frames, *self._size),
             info=tok.info,
+            preprocess=None if tok.window is None else Preprocess(window=(tok.window, 0)),
             compute=tok.compute,
         )
 
     def _nothing(self) -> Tensor:
         tok = self._tokenizer
         assert self._size is not None
-        grid = grid_of(self._size, tok.patch)
+        grid = tok.grid(self._size)
         if tok.codebook_size is None:
             return torch.empty(0, *grid, tok.model.quantizer.dim, dtype=tok.dtype)
         many = tok.model.quantizer.num_codebooks

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from omnitok.groups import num_groups
+from omnitok.groups import fits, is_whole, num_groups
 from omnitok.token_facts import (
     MAX_SIDE,
     Preprocess,
@@ -123,7 +123,8 @@ class Layout:
             raise TokensError(
                 f"{self.info.kind} with codebook_size {size} are not stored as {self.dtype}"
             )
-        if t != num_groups(T, self.info.patch[0], self.info.causal):
+        window = window_of(self.preprocess)
+        if t != num_groups(T, self.info.patch[0], self.info.causal, window):
             raise TokensError(
                 f"grid {self.grid} of a clip of size {self.size} is not a whole clip with patch "
                 f"{self.info.patch}; join the parts with Tokens.cat"
@@ -208,7 +209,7 @@ def layout_of(facts: Any, tensors: dict[str, Tensor]) -> Layout:
         if isinstance(error, TokensError):
             raise
         raise TokensError(f"damaged: its facts lack or misname {show(error)}") from None
-    check_shapes(layout.size, layout.grid, layout.pts, layout.info)
+    check_shapes(layout.size, layout.grid, layout.pts, layout.info, layout.preprocess)
     layout.check()
     if dump_json(layout.facts()) != dump_json(facts):
         raise TokensError("damaged: its facts contradict each other")
@@ -226,22 +227,37 @@ def _optional(cls: type[T], value: Any, what: str) -> T | None:
     return None if value is None else from_dict(cls, value, what)
 
 
+def window_of(preprocess: Preprocess | None) -> int | None:
+    """Return the frames of the windows that a clip was cut into, if it was."""
+    if preprocess is None or preprocess.window is None:
+        return None
+    frames, overlap = preprocess.window
+    if frames < 1 or overlap != 0:
+        raise TokensError(f"window is {preprocess.window}; expected (frames, 0), frames >= 1")
+    return frames
+
+
 def check_shapes(
     size: tuple[int, int, int],
     grid: tuple[int, int, int],
     pts: Tensor | None,
     info: TokenizerInfo | None,
+    preprocess: Preprocess | None = None,
 ) -> None:
     """Refuse a grid that does not fit the pixels, or pts that do not fit the frames."""
     (T, H, W), (t, h, w) = size, grid
     if T < 0 or not (1 <= H <= MAX_SIDE and 1 <= W <= MAX_SIDE):
         raise TokensError(f"size is {size}; expected T >= 0 and H, W in 1..{MAX_SIDE}")
-    fits = (T == 0) == (t == 0) and 1 <= h <= MAX_SIDE and 1 <= w <= MAX_SIDE
-    if fits and info is not None:
-        # A part from the middle of a causal clip does not begin with a group of one frame.
-        groups = {num_groups(T, info.patch[0], causal) for causal in (info.causal, False)}
-        fits = t in groups and h * info.patch[1] >= H and w * info.patch[2] >= W
-    if not fits:
+    fit = (T == 0) == (t == 0) and 1 <= h <= MAX_SIDE and 1 <= w <= MAX_SIDE
+    if fit and info is not None:
+        window = window_of(preprocess)
+        if window is not None and not is_whole(
+            window, num_groups(window, info.patch[0], info.causal), info.patch[0], info.causal
+        ):
+            raise TokensError(f"a window of {window} frames does not hold whole groups")
+        fit = fits(T, t, info.patch[0], info.causal, window)
+        fit = fit and h * info.patch[1] >= H and w * info.patch[2] >= W
+    if not fit:
         patch = f" and patch {info.patch}" if info else ""
         raise TokensError(f"grid {grid} does not fit a clip of size {size}{patch}")
     if pts is not None and (pts.dtype != torch.float64 or pts.shape != (T,)):

@@ -16,13 +16,16 @@ from einops import rearrange
 from torch import Tensor
 
 from omnitok.config import TokenizerConfig
+from omnitok.groups import first_frame
 from omnitok.model import Autoencoder
 from omnitok.nn.patch import grid_of, pad_frames
 from omnitok.nn.stack import StackCache
 from omnitok.pixels import to_uint8
 from omnitok.quantize.base import DiscreteQuantizer
+from omnitok.quantize.kl import KL
 from omnitok.stream import EncodeStream
-from omnitok.tokens import TokenizerInfo, Tokens, frames_of_groups, num_groups
+from omnitok.token_layout import window_of
+from omnitok.tokens import TokenizerInfo, Tokens, num_groups
 from omnitok.version import VERSION
 
 Size = tuple[int, int, int]
@@ -37,7 +40,13 @@ class Tokenizer:
         model: The network, in eval mode.
         weights_sha256: Identifies the weights (see `omnitok.checkpoint.hash_weights`).
         promises: For P1 to P8 (docs/promises.md) True, or a sentence why it does not hold.
+        causal: Whether frame 0 is a group of its own.
+        window: Frames of the windows that `tokenize` and `stream` cut long clips into, where a
+            network cannot stream; None for no windows.
     """
+
+    causal = True
+    window: int | None = None
 
     def __init__(self, model: Autoencoder, weights_sha256: str) -> None:
         self.model = model.eval()
@@ -63,12 +72,12 @@ class Tokenizer:
     @property
     def device(self) -> torch.device:
         """Where the network computes."""
-        return self.model.embed.weight.device
+        return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the network computes in."""
-        return self.model.embed.weight.dtype
+        return next(self.model.parameters()).dtype
 
     @property
     def info(self) -> TokenizerInfo:
@@ -86,7 +95,7 @@ class Tokenizer:
             levels=quantizer.levels,
             index_order=quantizer.index_order,
             patch=self.patch,
-            causal=True,
+            causal=self.causal,
             latent_dim=quantizer.dim,
         )
 
@@ -103,43 +112,70 @@ class Tokenizer:
     # pixels <-> latents
 
     @overload
-    def encode(self, x: Tensor) -> Tensor: ...
+    def encode(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor: ...
     @overload
-    def encode(self, x: Sequence[Tensor]) -> list[Tensor]: ...
+    def encode(
+        self, x: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> list[Tensor]: ...
     @torch.no_grad()
-    def encode(self, x: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
+    def encode(
+        self, x: Tensor | Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> Tensor | list[Tensor]:
         """Pixels to latents before quantization (KL: the mean).
 
         Args:
             x: [B, 3, T, H, W] float in [-1, 1], any T, H, W of at least 1; or a list of
                 [3, T, H, W] of any sizes.
+            generator: KL: source of the noise (on the device of the network) of a sample that is
+                to be drawn instead.
 
         Returns:
             [B, c, t, h, w]; or a list of [c, t, h, w].
 
         Raises:
-            ValueError: The shape or type is not as above.
+            ValueError: The shape or type is not as above, or there is nothing to sample.
         """
         if not isinstance(x, Tensor):
-            return [self.encode(clip[None])[0] for clip in x]
+            return [self.encode(clip[None], generator)[0] for clip in x]
         if x.ndim != 5 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
             raise ValueError(
                 f"encode got {x.dtype} {list(x.shape)}; expected float [B, 3, T, H, W] in [-1, 1]"
             )
-        cache = StackCache()
-        frames, pt = x.shape[2], self.patch[0]
-        parts = []
-        for group in range(num_groups(frames, pt)):
-            first, stop = frames_of_groups(group, group + 1, frames, pt)
-            parts.append(self._encode_group(x[:, :, first:stop], cache))
-        grid = grid_of((x.shape[3], x.shape[4]), self.patch)
+        if generator is not None and self.codebook_size is not None:
+            raise ValueError(
+                f"tokenizer {self.config.name!r} is discrete and has nothing to sample; leave "
+                "generator out"
+            )
+        cache, parts, first = StackCache(), [], 0
+        while first < x.shape[2]:
+            stop = first + self._frames_at_once(cache)
+            parts.append(self._encode_next(x[:, :, first:stop], cache, generator))
+            first = stop
+        grid = self.grid((x.shape[3], x.shape[4]))
         return rearrange(torch.cat(parts, dim=1), "b g (y x) c -> b c g y x", y=grid[0])
 
-    def _encode_group(self, x_BCTHW: Tensor, cache: StackCache) -> Tensor:
-        """The frames of the next group, possibly too few, to latents [B, 1, N, c]."""
+    def grid(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(h, w) in tokens of frames of (H, W) pixels."""
+        return grid_of(size, self.patch)
+
+    def _frames_at_once(self, cache: StackCache) -> int:
+        """How many frames `_encode_next` takes next, fewer only at the end of a clip."""
+        return 1 if cache.time == 0 else self.patch[0]
+
+    def _groups_at_once(self, cache: StackCache) -> int:
+        """How many groups `_decode_next` takes next, fewer only at the end of a clip."""
+        return 1
+
+    def _encode_next(
+        self, x_BCTHW: Tensor, cache: StackCache, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """The next frames, possibly too few, to latents [B, G, N, c] (KL: means or samples)."""
         frames = 1 if cache.time == 0 else self.patch[0]
         x = pad_frames(x_BCTHW.to(self.device, self.dtype), self.patch, frames)
-        return self.model.encode_groups(x, cache)[..., : self.model.quantizer.dim]
+        z, quantizer = self.model.encode_groups(x, cache), self.model.quantizer
+        if generator is not None and isinstance(quantizer, KL):
+            return quantizer.sample(z, generator)
+        return z[..., : quantizer.dim]
 
     @torch.no_grad()
     def decode(self, z: Tensor, size: Size | None = None) -> Tensor:
@@ -158,14 +194,14 @@ class Tokenizer:
         self._check_latents(z)
         t, h, w = z.shape[2:]
         pt, ph, pw = self.patch
-        size = size or (1 + (t - 1) * pt, h * ph, w * pw)
+        size = size or (first_frame(t, pt, self.causal), h * ph, w * pw)
         self._check_grid((t, h, w), size)
-        cache = StackCache()
-        parts = []
-        for group in range(t):
-            first, stop = frames_of_groups(group, group + 1, size[0], pt)
-            parts.append(self._decode_group(z[:, :, group], cache)[:, :, : stop - first])
-        return torch.cat(parts, dim=2)[..., : size[1], : size[2]]
+        cache, parts, first = StackCache(), [], 0
+        while first < t:
+            stop = first + self._groups_at_once(cache)
+            parts.append(self._decode_next(z[:, :, first:stop], cache))
+            first = stop
+        return torch.cat(parts, dim=2)[:, :, : size[0], : size[1], : size[2]]
 
     def _check_latents(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.model.quantizer.dim or 0 in z.shape:
@@ -174,17 +210,17 @@ class Tokenizer:
             )
 
     def _check_grid(self, grid: Size, size: Size) -> None:
-        wanted = (num_groups(size[0], self.patch[0]), *grid_of(size[1:], self.patch))
+        wanted = (num_groups(size[0], self.patch[0], self.causal), *self.grid(size[1:]))
         if min(size) < 1 or wanted != tuple(grid):
             raise ValueError(
                 f"size={size} needs a grid of {wanted} tokens with patch {self.patch}, got "
                 f"{tuple(grid)}"
             )
 
-    def _decode_group(self, z_BcHW: Tensor, cache: StackCache) -> Tensor:
-        """Latents [B, c, h, w] of the next group to pixels of whole patches."""
-        grid = (z_BcHW.shape[2], z_BcHW.shape[3])
-        z = rearrange(z_BcHW.to(self.device, self.dtype), "b c y x -> b 1 (y x) c")
+    def _decode_next(self, z_BcGHW: Tensor, cache: StackCache) -> Tensor:
+        """Latents of the next groups to pixels of whole patches and groups."""
+        grid = (z_BcGHW.shape[3], z_BcGHW.shape[4])
+        z = rearrange(z_BcGHW.to(self.device, self.dtype), "b c g y x -> b g (y x) c")
         return self.model.decode_groups(z, grid, cache)
 
     # latents <-> codes
@@ -245,7 +281,7 @@ class Tokenizer:
                 f"tokenize got a {type(frames).__name__}; expected a uint8 tensor [T, 3, H, W] or "
                 "a list of them"
             )
-        with self.stream() as stream:
+        with EncodeStream(self) as stream:
             parts = [stream.push(frames), stream.finish()]
         return Tokens.cat(parts)
 
@@ -275,30 +311,38 @@ class Tokenizer:
             parts: Tokens in time order, cut anywhere between groups.
 
         Yields:
-            uint8 [n, 3, H, W] frames on the CPU: one, then `patch[0]` of them at a time.
+            uint8 [n, 3, H, W] frames on the CPU, group by group or window by window.
 
         Raises:
             ValueError: A part has another size or kind than the first, or comes from other
                 weights, or does not follow the one before it.
         """
-        cache = StackCache()
-        first_size: tuple[int, int] | None = None
-        pt, ended = self.patch[0], False
+        cache, waiting = StackCache(), list[Tensor]()
+        first: Tokens | None = None
+        groups = frames = done = 0  # groups and frames that came, and frames that are decoded
         for part in parts:
-            self._check_part(part, first_size)
-            first_size = part.size[1:]
-            left = part.size[0]
-            if left and (ended or num_groups(left, pt, causal=cache.time == 0) != part.grid[0]):
-                raise ValueError(
-                    f"a part of {left} frames in {part.grid[0]} groups cannot follow {cache.time} "
-                    "groups of this clip; give all parts of one clip in time order"
-                )
+            first = first or part
+            self._check_part(part, first, groups, frames)
+            frames += part.size[0]
+            window = window_of(part.preprocess)
+            window_groups = num_groups(window, self.patch[0], self.causal) if window else None
             for z in self._latents(part):
-                x = self._decode_group(z, cache)
-                count = min(left, x.shape[2])
-                left, ended = left - count, count < x.shape[2]
-                frames = x[0, :, :count, : part.size[1], : part.size[2]]
-                yield to_uint8(frames).transpose(0, 1).cpu()
+                waiting.append(z)
+                groups += 1
+                if len(waiting) == (window_groups or self._groups_at_once(cache)):
+                    decoded = self._decode_waiting(waiting, cache, frames - done, part.size[1:])
+                    done += len(decoded)
+                    yield decoded
+        if first is not None and waiting:
+            yield self._decode_waiting(waiting, cache, frames - done, first.size[1:])
+
+    def _decode_waiting(
+        self, waiting: list[Tensor], cache: StackCache, most: int, size: tuple[int, int]
+    ) -> Tensor:
+        """Decode [1, c, h, w] latents of some groups to at most so many frames; empty the list."""
+        x = self._decode_next(torch.stack(waiting, dim=2), cache)
+        waiting.clear()
+        return to_uint8(x[0, :, :most, : size[0], : size[1]]).transpose(0, 1).cpu()
 
     def _latents(self, part: Tokens) -> Iterator[Tensor]:
         """[1, c, h, w] latents of each group of a part."""
@@ -309,7 +353,8 @@ class Tokenizer:
                 assert part.latents is not None
                 yield rearrange(part.latents[group], "h w c -> 1 c h w")
 
-    def _check_part(self, part: Tokens, size: tuple[int, int] | None) -> None:
+    def _check_part(self, part: Tokens, first: Tokens, groups: int, frames: int) -> None:
+        """Refuse a part that is not ours, or cannot follow so many groups and frames."""
         if (part.codes is None) != (self.codebook_size is None):
             kind = "latents" if part.codes is None else "codes"
             raise ValueError(
@@ -322,8 +367,12 @@ class Tokenizer:
                 f"{part.info.weights_sha256[:12]}, but {self.config.name!r} has "
                 f"{self.weights_sha256[:12]}; load the tokenizer that made them"
             )
-        if size is not None and part.size[1:] != size:
-            raise ValueError(f"a part of {part.size[1:]} pixels follows one of {size} pixels")
+        window = window_of(part.preprocess)
+        if (part.size[1:], window) != (first.size[1:], window_of(first.preprocess)):
+            raise ValueError(
+                f"a part of {part.size[1:]} pixels (window {window}) follows one of "
+                f"{first.size[1:]} pixels (window {window_of(first.preprocess)})"
+            )
         if part.codes is not None and part.codes.numel():
             worst = int(part.codes.max()), int(part.codes.min())
             if worst[0] >= (self.codebook_size or 0) or worst[1] < 0:
@@ -332,10 +381,18 @@ class Tokenizer:
                     f"{(self.codebook_size or 0) - 1}"
                 )
         if part.size[0]:
-            self._check_grid_of_part(part)
+            self._check_place(part, (self.patch[0], self.causal, window), groups, frames)
 
-    def _check_grid_of_part(self, part: Tokens) -> None:
-        wanted = grid_of(part.size[1:], self.patch)
+    def _check_place(
+        self, part: Tokens, grouping: tuple[int, bool, int | None], groups: int, frames: int
+    ) -> None:
+        ended = frames != first_frame(groups, *grouping)
+        if ended or num_groups(part.size[0], *grouping, groups) != part.grid[0]:
+            raise ValueError(
+                f"a part of {part.size[0]} frames in {part.grid[0]} groups cannot follow {groups} "
+                "groups of this clip; give all parts of one clip in time order"
+            )
+        wanted = self.grid(part.size[1:])
         if part.grid[1:] != wanted:
             raise ValueError(
                 f"frames of {part.size[1:]} pixels need {wanted} tokens, got {part.grid[1:]}"

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from omnitok.groups import frames_of_groups, group_frames, num_groups
+from omnitok.groups import frames_of_groups, group_frames, is_whole, num_groups
 from omnitok.token_facts import (
     Preprocess,
     Source,
@@ -26,6 +26,7 @@ from omnitok.token_layout import (
     check_shapes,
     storage_dtype,
     to_rows,
+    window_of,
 )
 
 __all__ = [
@@ -94,7 +95,7 @@ class Tokens:
             )
         self.size = conform("size", self.size, tuple[int, int, int])
         self.compute = conform("compute", self.compute, dict[str, Any] | None)
-        check_shapes(self.size, self.grid, self.pts, self.info)
+        check_shapes(self.size, self.grid, self.pts, self.info, self.preprocess)
         if self.info is not None:
             self._check_info(self.info)
 
@@ -241,7 +242,8 @@ def tokens_of(file: TokenFile, start: int, stop: int) -> Tokens:
     """Read the time groups `start` .. `stop` of an open file as tokens."""
     layout = file.layout
     info = layout.info
-    first, last = frames_of_groups(start, stop, layout.size[0], info.patch[0], info.causal)
+    window = window_of(layout.preprocess)
+    first, last = frames_of_groups(start, stop, layout.size[0], info.patch[0], info.causal, window)
     return Tokens(
         **{info.kind: file.read(start, stop)},
         size=(last - first, *layout.size[1:]),
@@ -289,7 +291,7 @@ class Run:
             return
         if first.info is not None and self.size[0]:
             pt, T, t = first.info.patch[0], self.size[0], self.grid[0]
-            if T not in ((1 + (t - 1) * pt if first.info.causal else t * pt), t * pt):
+            if not is_whole(T, t, pt, first.info.causal, window_of(first.preprocess)):
                 raise TokensError(
                     f"a part cannot follow one that ended within a group: {T} frames in {t} groups "
                     f"of {pt}"
