@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,7 +267,7 @@ class Run:
         self.first = first
         self.size = (0, *first.size[1:])
         self.grid = (0, *first.grid[1:])
-        self._pts: list[Tensor] = []
+        self._pts = array("d")  # a tensor per part would pin, and so scatter, the memory around it
 
     def add(self, part: Tokens) -> None:
         """Add a part.
@@ -299,11 +300,11 @@ class Run:
         self.size = (self.size[0] + part.size[0], *self.size[1:])
         self.grid = (self.grid[0] + part.grid[0], *self.grid[1:])
         if part.pts is not None:
-            self._pts.append(part.pts)
+            self._pts.extend(part.pts.tolist())
 
     @property
     def pts(self) -> Tensor | None:
         """[T] float64 times of all frames, or None where the first part had none."""
         if self.first.pts is None:
             return None
-        return torch.cat([self.first.pts[:0], *self._pts])
+        return torch.tensor(self._pts, dtype=torch.float64)
