@@ -15,7 +15,7 @@ from omnitok.metrics.pixel import psnr
 from omnitok.nn.patch import patchify
 from omnitok.pixels import to_float, to_uint8
 from tools.cli import main
-from tools.commands import scoring
+from tools.commands import scoring, x264
 from tools.commands.evaluating import table
 from video import write
 
@@ -69,7 +69,7 @@ def run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]
 
 def test_scores_of_equal_clips_and_of_a_known_error():
     frames = noise(3, 24, 16).clamp(0, 250)
-    score = scoring.score(frames, frames + 5, tokens=12, bits=16.0)
+    score = scoring.score(frames, frames + 5, tokens=12, bits=12 * 16.0)
     assert score.psnr == pytest.approx(20 * math.log10(255 / 5), abs=1e-4)
     assert score.frame_psnr == pytest.approx(score.psnr, abs=1e-4)
     assert score.flicker == 0
@@ -128,10 +128,10 @@ def test_baselines_have_as_many_bits_as_the_tokenizer(corpus: Path):
     for name, bits in (("tiny", 16), ("tiny-kl", 512)):
         tok = small_tokenizer(name)
         _, code = baselines.of(tok)
-        recon, tokens, per_token = code(frames)
+        recon, tokens, in_all = code(scoring.Item(name="waves", frames=frames))
         assert recon.shape == frames.shape
         assert tokens == tok.tokenize(frames).num_tokens
-        assert per_token == bits
+        assert in_all == tokens * bits
     assert [fact["name"] for fact in baselines.facts()] == [
         "PCA quantized to 16 bits",
         "PCA, 16 numbers",
@@ -153,8 +153,9 @@ def test_eval_scores_every_held_out_item_beside_its_baseline(
     assert data == json.loads(out_file.read_text())
     methods = [(result["data"], result["method"]) for result in data["results"]]
     base = "PCA quantized to 16 bits"
-    assert methods == [("video", base), ("video", model), ("image", base), ("image", model)]
-    for before, result in zip(data["results"][::2], data["results"][1::2], strict=True):
+    codec = f"x264, bytes of {model}"
+    assert methods == [(kind, m) for kind in ("video", "image") for m in (base, model, codec)]
+    for before, result in zip(data["results"][::3], data["results"][1::3], strict=True):
         names = [f"val-{result['data']}s-{n}" for n in range(2)]
         assert list(result["items"]) == names == list(before["items"])
         mean = sum(item["psnr"] for item in result["items"].values()) / 2
@@ -168,6 +169,17 @@ def test_eval_scores_every_held_out_item_beside_its_baseline(
     assert use["codebook_size"] == 64000
     assert 0 < use["share"][0] <= 9000 / 64000 + 1
     assert 2 ** use["entropy"][0] == pytest.approx(use["perplexity"][0])
+
+
+def test_x264_takes_no_more_bytes_than_it_may_and_uses_them():
+    frames = torch.from_numpy(smooth(12, 64, 48, 3)).permute(0, 3, 1, 2)
+    small, large = (x264.within(frames, budget) for budget in (1500, 6000))
+    assert len(small) <= 1500 < len(large) <= 6000
+    scores = [float(psnr(x264.decode(data), frames).mean()) for data in (small, large)]
+    assert 15 < scores[0] < scores[1]
+    assert len(x264.within(frames, 1)) == len(x264.encode(frames, x264.WORST))
+    odd = frames[:1, :, :33, :31]
+    assert x264.decode(x264.encode(odd, 20)).shape == odd.shape
 
 
 def test_eval_of_a_folder_needs_no_corpus(

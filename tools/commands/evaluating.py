@@ -113,7 +113,10 @@ def describe(data: dict[str, Any], results: list[Result]) -> list[str]:
         gain = "" if r.gain is None else f"{r.gain:+.2f} dB"
         rows.append([f"{len(r.items)} {r.data}s, {what}", r.method, f"{r.mean.psnr:.2f} dB", gain])
         rows[-1] += [f"{r.mean.frame_psnr:.2f} dB", f"{r.mean.ssim:.4f}", f"{r.mean.flicker:.2f}"]
-        rows[-1] += [f"{r.mean.bits_per_pixel:.4f}", f"{r.mean.tokens:,.0f}"]
+        rows[-1] += [
+            f"{r.mean.bits_per_pixel:.4f}",
+            f"{r.mean.tokens:,.0f}" if r.mean.tokens else "",
+        ]
     lines = table(rows)
     for name, use in data["codebooks"].items():
         parts = zip(use["used"], use["share"], use["entropy"], use["perplexity"], strict=True)

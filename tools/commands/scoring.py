@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DRAWS = 48  # batches of the training mix that baselines are fitted to
 SETS = ("video", "image")
-Coded = tuple["Tensor", int, float]  # frames that came back, tokens, bits of a token
+Coded = tuple["Tensor", int, float]  # frames that came back, tokens, bits in all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class Score:
         frame_psnr: Mean over frames of their decibels.
         ssim: Mean over frames.
         flicker: Mean absolute difference of the frame-to-frame changes, in 8-bit steps.
-        bits_per_pixel: Of the tokens.
-        tokens: Of a clip.
+        bits_per_pixel: Of what is stored.
+        tokens: Of a clip; 0 if there are none.
     """
 
     psnr: float
@@ -75,7 +75,7 @@ class Result:
 
 
 def score(frames: Tensor, recon: Tensor, tokens: int, bits: float) -> Score:
-    """Compare uint8 [T, 3, H, W] frames with what came back from `tokens` of `bits` bits each."""
+    """Compare uint8 [T, 3, H, W] frames with what came back from `bits` bits in `tokens` tokens."""
     from omnitok.metrics.pixel import MAX_PSNR, flicker, psnr, ssim
 
     error = float((recon.float() - frames.float()).square().mean())
@@ -84,19 +84,19 @@ def score(frames: Tensor, recon: Tensor, tokens: int, bits: float) -> Score:
         frame_psnr=float(psnr(recon, frames).mean()),
         ssim=float(ssim(recon, frames).mean()),
         flicker=flicker(recon, frames),
-        bits_per_pixel=tokens * bits / (len(frames) * math.prod(frames.shape[2:])),
+        bits_per_pixel=bits / (len(frames) * math.prod(frames.shape[2:])),
         tokens=tokens,
     )
 
 
 def score_all(
-    data: str, method: str, items: Sequence[Item], code: Callable[[Tensor], Coded]
+    data: str, method: str, items: Sequence[Item], code: Callable[[Item], Coded]
 ) -> Result:
     """Score a method on a set of clips."""
     scores = {}
     for item in items:
         check()
-        scores[item.name] = score(item.frames, *code(item.frames))
+        scores[item.name] = score(item.frames, *code(item))
     names = [field.name for field in fields(Score)]
     means = {name: sum(getattr(s, name) for s in scores.values()) / len(scores) for name in names}
     return Result(data=data, method=method, mean=Score(**means), items=scores)
@@ -144,7 +144,7 @@ class Baselines:
         self._sampler = training_sampler(corpus)
         self._fitted: dict[tuple[Any, ...], LinearTokenizer] = {}
 
-    def of(self, tok: Tokenizer) -> tuple[str, Callable[[Tensor], Coded]]:
+    def of(self, tok: Tokenizer) -> tuple[str, Callable[[Item], Coded]]:
         """Name and function of the one with as many numbers, or bits, as the tokenizer has."""
         import torch
 
@@ -164,11 +164,12 @@ class Baselines:
             self._fitted[key] = LinearTokenizer.fit(clips, tok.patch, rank, bits)
         linear = self._fitted[key]
 
-        def code(frames: Tensor) -> Coded:
+        def code(item: Item) -> Coded:
+            frames = item.frames
             recon = linear.reconstruct(to_float(frames.transpose(0, 1)[None], torch.float32))
             size = (frames.shape[2], frames.shape[3])
             tokens = num_groups(len(frames), tok.patch[0]) * math.prod(grid_of(size, tok.patch))
-            return to_uint8(recon[0]).transpose(0, 1), tokens, bits or 32 * rank
+            return to_uint8(recon[0]).transpose(0, 1), tokens, tokens * (bits or 32 * rank)
 
         return name, code
 
@@ -212,6 +213,18 @@ def codebook_use(tok: Tokenizer, corpus: Path, tokens: int) -> dict[str, Any]:
     return asdict(stats.usage())
 
 
+def _x264(result: Result) -> Callable[[Item], Coded]:
+    """H.264 with at most as many bytes for each item as there were in a result."""
+    from tools.commands import x264
+
+    def code(item: Item) -> Coded:
+        pixels = item.frames.numel() / 3
+        data = x264.within(item.frames, result.items[item.name].bits_per_pixel * pixels / 8)
+        return x264.decode(data), 0, 8 * len(data)
+
+    return code
+
+
 def evaluate(
     sets: dict[str, list[Item]],
     models: dict[str, Tokenizer],
@@ -223,9 +236,10 @@ def evaluate(
     for data, items in ((data, items) for data, items in sets.items() if items):
         for name, tok in models.items():
 
-            def code(frames: Tensor, tok: Tokenizer = tok) -> Coded:
-                tokens = tok.tokenize(frames)
-                return tok.detokenize(tokens), tokens.num_tokens, tokens.bits_per_token
+            def code(item: Item, tok: Tokenizer = tok) -> Coded:
+                tokens = tok.tokenize(item.frames)
+                bits = tokens.num_tokens * tokens.bits_per_token
+                return tok.detokenize(tokens), tokens.num_tokens, bits
 
             base = None
             if baselines is not None:
@@ -238,4 +252,8 @@ def evaluate(
             result = score_all(data, name, items, code)
             gain = None if base is None else result.mean.psnr - base
             results[data, name] = replace(result, gain=gain)
+            if tok.codebook_size is not None:
+                codec = f"x264, bytes of {name}"
+                note(f"scoring {codec}: {len(items)} {data}s")
+                results[data, codec] = score_all(data, codec, items, _x264(result))
     return list(results.values())
