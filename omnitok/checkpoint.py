@@ -8,20 +8,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from omnitok.config import TokenizerConfig
 from omnitok.model import Autoencoder
 
 CONFIG_KEY = "omnitok_config"
 CARD_KEY = "omnitok_card"
+SYSTEM_KEY = "system"  # in the config of published systems
+
+
+T = TypeVar("T")
+C = TypeVar("C")
+M = TypeVar("M", bound=nn.Module)
 
 
 class CheckpointError(ValueError):
@@ -38,34 +45,42 @@ def hash_weights(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write to a temporary name beside `path`, then rename; a failure leaves nothing behind."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, renamed to it after the block; a failure leaves nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
 def save_checkpoint(
     path: str | Path,
-    model: Autoencoder,
+    model: nn.Module,
     *,
     dtype: torch.dtype | None = None,
     card: Mapping[str, Any] | None = None,
+    system: str | None = None,
 ) -> str:
     """Write a model's weights and config.
 
     Args:
         path: A .safetensors file; replaced atomically.
-        model: What to save.
+        model: What to save; its `config` has `to_dict()`.
         dtype: Storage type of floating-point tensors; None keeps each tensor's own.
         card: Facts about the training to keep with the weights (JSON).
+        system: Which published system it is of (see `omnitok.interop.loading`); None for ours.
 
     Returns:
         The hash of the stored tensors (see `hash_weights`).
@@ -75,10 +90,12 @@ def save_checkpoint(
         for name, tensor in model.state_dict().items()
     }
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    metadata = {CONFIG_KEY: json.dumps(model.config.to_dict(), sort_keys=True)}
+    config = model.config.to_dict() | ({SYSTEM_KEY: system} if system else {})  # type: ignore[operator, union-attr]
+    metadata = {CONFIG_KEY: json.dumps(config, sort_keys=True)}
     if card is not None:
         metadata[CARD_KEY] = json.dumps(card, sort_keys=True)
-    write_atomically(Path(path), save(tensors, metadata))
+    with replacing(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata)
     return hash_weights(tensors)
 
 
@@ -105,31 +122,64 @@ def load_checkpoint(
         CheckpointError: Not a checkpoint of ours, cut short, or its tensors do not match its
             config.
     """
+    metadata, tensors = read_tensors(path)
+    if CONFIG_KEY not in metadata:
+        raise CheckpointError(
+            f"{path} has no {CONFIG_KEY!r} in its metadata; expected weights saved by omnitok"
+        )
+    config = read_config(path, metadata, TokenizerConfig.from_dict)
+    model = build(path, config, Autoencoder)
+    return model, fill(path, model, tensors, device=device, dtype=dtype)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a safetensors file; the tensors stay in the file until used."""
     try:
         with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            if CONFIG_KEY not in metadata:
-                raise CheckpointError(
-                    f"{path} has no {CONFIG_KEY!r} in its metadata; expected weights saved by "
-                    "omnitok"
-                )
-            config = TokenizerConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist; expected a weights file") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not a complete safetensors file ({error}); copy or download it again"
         ) from error
-    except CheckpointError:
-        raise
+
+
+def read_config(
+    path: str | Path, metadata: Mapping[str, str], from_dict: Callable[[dict[str, Any]], T]
+) -> T:
+    """The config in the metadata of a file of ours."""
+    try:
+        return from_dict(json.loads(metadata[CONFIG_KEY]))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds a config that cannot be used: {error}") from error
+
+
+def build(path: str | Path, config: C, network: Callable[[C], M]) -> M:
+    """The network of a config, without memory for its weights."""
     try:
         with torch.device("meta"):
-            model = Autoencoder(config)
+            return network(config)
     except (ValueError, TypeError, RuntimeError) as error:  # a choice or a size that no part knows
         raise CheckpointError(f"{path} holds a config that cannot be built: {error}") from error
+
+
+def fill(
+    path: str | Path,
+    model: nn.Module,
+    tensors: dict[str, Tensor],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Give a network from `build` its weights, all of them; `tensors` is emptied.
+
+    Returns:
+        The hash of the tensors.
+
+    Raises:
+        CheckpointError: Tensors are missing, left over or misshapen.
+    """
     _check_match(str(path), model.state_dict(), tensors)
     digest = hash_weights(tensors)
     wanted = dtype or torch.float32
@@ -137,7 +187,9 @@ def load_checkpoint(
         tensor = tensors[name]
         tensors[name] = tensor.to(device, wanted if tensor.is_floating_point() else None)
     model.load_state_dict(tensors, assign=True)
-    return model.requires_grad_(False).eval(), digest
+    tensors.clear()
+    model.requires_grad_(False).eval()
+    return digest
 
 
 def _check_match(path: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
