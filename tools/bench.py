@@ -28,7 +28,7 @@ BENCHES = ("speed", "efficiency", "stream", "read", "help")
 
 
 def reading(quick: bool) -> list[Figure]:
-    """`video.read` against the decoder alone, which drops every frame."""
+    """`video.read` against the decoder alone, which drops every frame, or copies each as we do."""
     from tools.bench_video import CLIPS, race, sequential
 
     data = os.environ.get("OMNITOK_DATA") or Path(__file__).parents[2] / "shared/data"
@@ -36,17 +36,19 @@ def reading(quick: bool) -> list[Figure]:
     figures = []
     for path in [CLIP, *found]:
         contenders = sequential(str(path))
-        pair = {name: contenders[name] for name in ("decoder alone", "video.read")}
-        speeds = race(pair, 1 if quick else 7)
-        figures.append(
+        names = ("video.read", "decoder alone", "decoder, frames kept")
+        speeds = race({name: contenders[name] for name in names}, 1 if quick else 7)
+        ours = speeds.pop("video.read")
+        figures += [
             Figure(
                 name=f"video.read, {path.name}",
-                measured=f"{speeds['video.read']:.0f} frames/s",
-                against=f"{speeds['decoder alone']:.0f} frames/s of the decoder alone",
-                ratio=speeds["video.read"] / speeds["decoder alone"],
-                least=0.9,
+                measured=f"{ours:.0f} frames/s",
+                against=f"{speed:.0f} frames/s of the {name}",
+                ratio=ours / speed,
+                least=0.9 if name == "decoder alone" else None,
             )
-        )
+            for name, speed in speeds.items()
+        ]
     return figures
 
 
