@@ -1,0 +1,172 @@
+"""From a file of any known kind to a network: which system it is of is told by what it holds.
+
+A file is either our own (safetensors with the config as JSON in its metadata) or as published: a
+PyTorch file, read without running anything in it, or safetensors with the published names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from omnitok.checkpoint import (
+    CONFIG_KEY,
+    SYSTEM_KEY,
+    CheckpointError,
+    build,
+    fill,
+    read_config,
+    read_tensors,
+)
+from omnitok.config import TokenizerConfig
+from omnitok.interop.safe_pickle import is_torch_file, load_torch_file
+from omnitok.model import Autoencoder
+from omnitok.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A file as it was published.
+
+    Attributes:
+        path: The file, for messages.
+        name: What `omnitok.interop.registry` calls it, else None.
+        tensors: By their published names.
+        contents: All of the file, such as settings kept beside the tensors.
+    """
+
+    path: Path
+    name: str | None
+    tensors: Mapping[str, Tensor]
+    contents: Mapping[str, Any]
+
+
+def _untranslated(published: Published) -> tuple[Any, dict[str, Tensor]]:
+    raise AssertionError("native weights are always our own files")
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """A family of networks.
+
+    Attributes:
+        name: What our own files call it; None for networks of our own design.
+        marks: Names of some tensors that only its published files hold.
+        translate: A published file to the config and the tensors by our names, which the caller
+            holds against the network. Raises CheckpointError.
+        read_config: What a config's `to_dict` gave, back to the config. Raises ValueError.
+        build: The network of a config.
+        wrap: The network in eval mode and the hash of its weights to what a user gets.
+    """
+
+    name: str | None
+    marks: tuple[str, ...] = ()
+    translate: Callable[[Published], tuple[Any, dict[str, Tensor]]] = _untranslated
+    read_config: Callable[[Mapping[str, Any]], Any]
+    build: Callable[[Any], nn.Module]
+    wrap: Callable[[Any, str], Any]
+
+
+NATIVE = System(name=None, read_config=TokenizerConfig.from_dict, build=Autoencoder, wrap=Tokenizer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A file whose tensors are still in it.
+
+    Attributes:
+        path: The file.
+        system: What it is of.
+        config: Of the network.
+        tensors: By our names, not yet held against the config.
+    """
+
+    path: Path
+    system: System
+    config: Any
+    tensors: dict[str, Tensor]
+
+    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Any:
+        """Build the network, give it the tensors, and wrap it for a user.
+
+        Args:
+            device: Where to compute.
+            dtype: What to compute in; None means float32.
+
+        Raises:
+            CheckpointError: The tensors do not fit the config.
+        """
+        network = build(self.path, self.config, self.system.build)
+        digest = fill(self.path, network, self.tensors, device=device, dtype=dtype)
+        return self.system.wrap(network, digest)
+
+
+def open_weights(path: Path, systems: Sequence[System], name: str | None = None) -> Opened:
+    """Open a file of one of `systems`.
+
+    Args:
+        path: The file.
+        systems: What it may be of.
+        name: What `omnitok.interop.registry` calls it, if known.
+
+    Raises:
+        CheckpointError: It is of none of them, or damaged.
+    """
+    metadata: dict[str, str] = {}
+    try:
+        is_torch = is_torch_file(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
+    if is_torch:
+        contents = load_torch_file(path)
+    else:
+        metadata, contents = read_tensors(path)
+    if CONFIG_KEY in metadata:
+        system, config = read_config(path, metadata, lambda values: _own(values, systems))
+        return Opened(path=path, system=system, config=config, tensors=contents)
+    published = _published(path, name, contents)
+    system = _recognise(published, systems)
+    config, tensors = system.translate(published)
+    return Opened(path=path, system=system, config=config, tensors=tensors)
+
+
+def _own(values: Any, systems: Sequence[System]) -> tuple[System, Any]:
+    """The system and the config that the JSON of our own file describes."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{values!r} is not an object with named entries")
+    name = values.get(SYSTEM_KEY)
+    for system in systems:
+        if system.name == name:
+            return system, system.read_config({k: v for k, v in values.items() if k != SYSTEM_KEY})
+    raise ValueError(f"system {name!r} is unknown; choose one of {[s.name for s in systems]}")
+
+
+def _published(path: Path, name: str | None, contents: Any) -> Published:
+    """Find the tensors of a published file."""
+    if not isinstance(contents, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(contents).__name__}; expected published weights, tensors by name"
+        )
+    inner = (contents[key] for key in ("state_dict", "model") if key in contents)
+    held = next((value for value in inner if isinstance(value, Mapping)), contents)
+    tensors = {key: value for key, value in held.items() if isinstance(value, Tensor)}
+    return Published(path=path, name=name, tensors=tensors, contents=contents)
+
+
+def _recognise(published: Published, systems: Sequence[System]) -> System:
+    """The system most of whose marks a file holds."""
+    found = {system: sum(m in published.tensors for m in system.marks) for system in systems}
+    best = max(found, key=lambda system: found[system])
+    if not found[best]:
+        names = sorted(str(name) for name in published.tensors)[:3]
+        known = sorted(system.name for system in systems if system.name)
+        raise CheckpointError(
+            f"{published.path} holds tensors of no known tokenizer (the first are {names}); "
+            f"expected weights saved by omnitok, or those of one of {known}"
+        )
+    return best
