@@ -150,11 +150,11 @@ class GaussianDecoder(nn.Module):
         coords_NA = coords_NA.cpu()
         positions_ND = sines(coords_NA[:, 1:], self.config.stack.width).to(self.embed.weight)
         x_ND = self.embed(x_NL.to(self.embed.weight.dtype)) + positions_ND
-        layout = self._layout(coords_NA.long().numpy(), x_ND.device)
+        layout = self.layout(coords_NA.long().numpy(), x_ND.device)
         x_ND = self.stack(x_ND[None, None], layout)[0, 0]
         return self.out(F.layer_norm(x_ND, x_ND.shape[-1:]))  # type: ignore[no-any-return]
 
-    def _layout(self, coords_NA: NDArray[np.int64], device: torch.device) -> Layout:
+    def layout(self, coords_NA: NDArray[np.int64], device: torch.device) -> Layout:
         """Windows of voxels. No layer rotates: every voxel is at the origin."""
         side = self.config.stack.window
         partitions = {}
