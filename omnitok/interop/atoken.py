@@ -8,21 +8,23 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
-from omnitok.checkpoint import CheckpointError, hash_weights
+from omnitok.checkpoint import CheckpointError, build
 from omnitok.config import StackConfig, TokenizerConfig
 from omnitok.interop.atoken_gaussians import PARTS, GaussianConfig, GaussianDecoder, gaussian_stack
 from omnitok.interop.atoken_net import ATokenModel
 from omnitok.interop.atoken_tokenizer import ATokenTokenizer
+from omnitok.interop.loading import Published, System
 from omnitok.quantize.base import QuantizerConfig
 
 C = TypeVar("C")
 HEAD_WIDTH = 72  # where no tensor tells it
-GAUSSIAN_HEAD_WIDTH = 64
+GAUSSIAN_HEAD_WIDTH, GAUSSIAN_WINDOW = 64, 8
+PREFIXES = ("", "module.", "model.", "_orig_mod.")  # that programs put before all names
 MARKS = (  # tensors that only AToken has
     "encoder.pos_embedder.position_embedding.weight",
     "decoder.pos_embedder.position_embedding.weight",
@@ -127,55 +129,32 @@ def config_of(name: str, arch: Mapping[str, Any]) -> TokenizerConfig:
     )
 
 
-def recognise(names: Iterable[str], shapes: Mapping[str, Sequence[int]] | None = None) -> bool:
-    """Whether tensors of these names are an AToken in the published layout.
-
-    Args:
-        names: Of all tensors; a prefix common to all does not matter.
-        shapes: Not needed; the names say it all.
-    """
-    return _prefix(names, MARKS) is not None
-
-
-def recognise_gaussians(names: Iterable[str]) -> bool:
-    """Whether tensors of these names are a Gaussian decoder of AToken in the published layout."""
-    return _prefix(names, GAUSSIAN_MARKS) is not None
-
-
-def _prefix(names: Iterable[str], marks: Sequence[str]) -> str | None:
-    """What comes before the names of `marks`; None where they are not there."""
-    known = set(names)
-    for name in known:
-        if name.endswith(marks[0]):
-            prefix = name.removesuffix(marks[0])
-            if all(prefix + mark in known for mark in marks):
-                return prefix
-    return None
-
-
-def is_discrete(source: str) -> bool:
+def is_discrete(name: str) -> bool:
     """Whether a file or model of this name is So/D, whose tensors are those of So/C."""
-    return re.search(r"(^|[^a-z])so[-_]?d([^a-z]|$)", _name_of(source).lower()) is not None
+    return re.search(r"(^|[^a-z])so[-_]?d([^a-z]|$)", name.lower()) is not None
 
 
-def find_config(shapes: Mapping[str, Sequence[int]], source: str) -> TokenizerConfig:
+def find_config(
+    shapes: Mapping[str, Sequence[int]], name: str, source: str | Path
+) -> TokenizerConfig:
     """The config of published weights, worked out from the shapes of their tensors.
 
     Args:
         shapes: By published name, without a prefix.
-        source: File or name. Only this tells So/D, with its FSQ, from So/C.
+        name: Of the model or its file. Only this tells So/D, with its FSQ, from So/C.
+        source: For messages.
 
     Raises:
         CheckpointError: A tensor that tells the config is missing or misshapen.
     """
 
-    def size(name: str, axis: int) -> int:
-        shape = shapes.get(name)
+    def size(tensor: str, axis: int) -> int:
+        shape = shapes.get(tensor)
         if shape is None or len(shape) <= axis:
             found = "is missing" if shape is None else f"is {list(shape)}"
             raise CheckpointError(
-                f"{source}: {name!r} {found}, so its config cannot be found; expected the weights "
-                "of an AToken"
+                f"{source}: {tensor!r} {found}, so its config cannot be found; expected the "
+                "weights of an AToken"
             )
         return shape[axis]
 
@@ -186,9 +165,6 @@ def find_config(shapes: Mapping[str, Sequence[int]], source: str) -> TokenizerCo
         first = f"{side}.blocks.0."
         gains = f"{first}attn.q_rms_norm.gamma"
         width = size(f"{side}.input_layer.weight", 0)
-        head = next(
-            (shapes[n][-1] for n in (gains, gains.replace("en", "de", 1)) if n in shapes), 0
-        )
         arch |= {
             f"{side}_model_channels": width,
             f"{side}_num_heads": max(1, width // head),
@@ -206,18 +182,13 @@ def find_config(shapes: Mapping[str, Sequence[int]], source: str) -> TokenizerCo
             "4 square frames"
         )
     arch |= {"patch_size": (4, edge, edge), "latent_channels": latent}
-    if is_discrete(source):
+    if is_discrete(name):
         arch |= {
             "use_quantizer": True,
             "quantizer_codebook_size": 4096,
             "quantizer_num_codebooks": latent // 6,
         }
-    return _config(source, lambda: config_of(_name_of(source), arch))
-
-
-def _name_of(source: str) -> str:
-    """The model's name: that of the file without folder and ending."""
-    return re.sub(r"^.*[/\\]|\.\w+$", "", source) or "atoken"
+    return _config(source, lambda: config_of(name, arch))
 
 
 def _count_blocks(shapes: Iterable[str], start: str) -> int:
@@ -225,116 +196,102 @@ def _count_blocks(shapes: Iterable[str], start: str) -> int:
     return len({match[1] for name in shapes if (match := pattern.match(name))})
 
 
-def _config(source: str, make: Callable[[], C]) -> C:
+def _config(source: str | Path, make: Callable[[], C]) -> C:
     try:
         return make()
     except ValueError as error:
         raise CheckpointError(f"{source} has shapes that make no config: {error}") from error
 
 
-def load(
-    tensors: dict[str, Tensor],
-    source: str,
-    *,
-    config: TokenizerConfig | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> ATokenTokenizer:
-    """A tokenizer from published weights.
-
-    Args:
-        tensors: By published name; emptied one by one, so that no second copy is held.
-        source: File or name, for `find_config` and for messages.
-        config: What the weights are of; None finds it.
-        device: Where to compute.
-        dtype: What to compute in; None means float32.
+def find_gaussian_config(shapes: Mapping[str, Sequence[int]], source: str | Path) -> GaussianConfig:
+    """The config of a published Gaussian decoder, worked out from the shapes of its tensors.
 
     Raises:
-        CheckpointError: A tensor is missing, too many or misshapen.
+        CheckpointError: A tensor that tells the config is missing or misshapen.
     """
-    _strip(tensors, MARKS, source)
-    for name in IGNORED:
-        tensors.pop(name, None)
-    config = config or find_config({n: t.shape for n, t in tensors.items()}, source)
-    with torch.device("meta"):
-        model = ATokenModel(config)
-    digest = _fill(model, tensors, published_name, source, device, dtype)
-    return ATokenTokenizer(model, digest)
+    try:
+        width, latent = shapes["input_layer.weight"]
+        hidden, _ = shapes["blocks.0.mlp.mlp.0.weight"]
+        (channels,) = shapes["out_layer.bias"]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{source}: a tensor is missing or misshapen ({error}); expected a Gaussian decoder of "
+            "AToken"
+        ) from error
+    depth, heads = _count_blocks(shapes, ""), width // GAUSSIAN_HEAD_WIDTH
+    return _config(
+        source,
+        lambda: GaussianConfig(
+            stack=gaussian_stack(width, heads, depth, hidden, GAUSSIAN_WINDOW),
+            latent_channels=latent,
+            num_gaussians=channels // sum(PARTS.values()),
+        ),
+    )
 
 
-def load_gaussians(
-    tensors: dict[str, Tensor],
-    source: str,
-    *,
-    config: GaussianConfig | None = None,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
-) -> GaussianDecoder:
-    """A Gaussian decoder from published weights; see `load`."""
-    _strip(tensors, GAUSSIAN_MARKS, source)
-    for name in [n for n in tensors if n.startswith(GAUSSIAN_IGNORED)]:
-        del tensors[name]
-    if config is None:
-        shapes = {n: t.shape for n, t in tensors.items()}
-        try:
-            width, latent = shapes["input_layer.weight"]
-            channels = shapes["out_layer.bias"][0]
-            hidden = shapes["blocks.0.mlp.mlp.0.weight"][0]
-        except (KeyError, IndexError, ValueError) as error:
-            raise CheckpointError(
-                f"{source}: the tensor {error} is missing or misshapen"
-            ) from error
-        config = _config(
-            source,
-            lambda: GaussianConfig(
-                stack=gaussian_stack(
-                    width, width // GAUSSIAN_HEAD_WIDTH, _count_blocks(shapes, ""), hidden, 8
-                ),
-                latent_channels=latent,
-                num_gaussians=channels // sum(PARTS.values()),
-            ),
-        )
-    with torch.device("meta"):
-        model = GaussianDecoder(config)
-    _fill(model, tensors, published_gaussian_name, source, device, dtype)
-    return model
-
-
-def _strip(tensors: dict[str, Tensor], marks: Sequence[str], source: str) -> None:
-    """Take a common prefix off the names."""
-    prefix = _prefix(tensors, marks)
-    if prefix is None:
-        missing = next(mark for mark in marks if mark not in tensors)
-        raise CheckpointError(f"{source} lacks the tensor {missing!r}; it is not an AToken")
-    for name in [n for n in tensors if prefix and n.startswith(prefix)]:
-        tensors[name.removeprefix(prefix)] = tensors.pop(name)
-
-
-def _fill(
-    model: nn.Module,
-    tensors: dict[str, Tensor],
+def to_ours(
+    tensors: Mapping[str, Tensor],
+    network: nn.Module,
     rename: Callable[[str], str],
-    source: str,
-    device: torch.device | str,
-    dtype: torch.dtype | None,
-) -> str:
-    """Move tensors into a model without storage; returns the hash of what was in the file."""
-    wanted = {rename(ours): (ours, tensor) for ours, tensor in model.state_dict().items()}
-    for name in sorted(set(wanted) | set(tensors)):
-        if name not in tensors:
-            raise CheckpointError(f"{source} lacks the tensor {name!r}")
-        if name not in wanted:
-            raise CheckpointError(f"{source} holds {name!r}, which an AToken has no place for")
-        shape, found = wanted[name][1].shape, tensors[name]
-        if found.shape != shape or not found.is_floating_point():
+    source: str | Path,
+) -> dict[str, Tensor]:
+    """Tensors by our names; those that a network has no place for keep theirs.
+
+    Raises:
+        CheckpointError: One is missing.
+    """
+    left, ours = dict(tensors), {}
+    for name in network.state_dict():
+        theirs = rename(name)
+        if theirs not in left:
             raise CheckpointError(
-                f"{source}: {name!r} is {str(found.dtype)[6:]} {list(found.shape)}; expected "
-                f"floating-point {list(shape)}"
+                f"{source} lacks the tensor {theirs!r}; copy or download it again"
             )
-    digest = hash_weights({ours: tensors[name] for name, (ours, _) in wanted.items()})
-    state = {}
-    for name, (ours, _) in wanted.items():
-        state[ours] = tensors.pop(name).to(device, dtype or torch.float32)
-    model.load_state_dict(state, assign=True)
-    model.requires_grad_(False).eval()
-    return digest
+        ours[name] = left.pop(theirs)
+    return ours | left
+
+
+def _translate(published: Published) -> tuple[TokenizerConfig, dict[str, Tensor]]:
+    tensors = _strip(published.tensors, MARKS[0])
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in IGNORED}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = find_config(shapes, published.name or published.path.stem, published.path)
+    network = build(published.path, config, ATokenModel)
+    return config, to_ours(tensors, network, published_name, published.path)
+
+
+def _translate_gaussians(published: Published) -> tuple[GaussianConfig, dict[str, Tensor]]:
+    tensors = _strip(published.tensors, GAUSSIAN_MARKS[0])
+    tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith(GAUSSIAN_IGNORED)}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config = find_gaussian_config(shapes, published.path)
+    network = build(published.path, config, GaussianDecoder)
+    return config, to_ours(tensors, network, published_gaussian_name, published.path)
+
+
+def _strip(tensors: Mapping[str, Tensor], mark: str) -> dict[str, Tensor]:
+    """Take the prefix that `mark` has off all names."""
+    prefix = next((n.removesuffix(mark) for n in tensors if n.endswith(mark)), "")
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _wrapped(marks: Sequence[str]) -> tuple[str, ...]:
+    return tuple(prefix + mark for prefix in PREFIXES for mark in marks)
+
+
+ATOKEN = System(
+    name="atoken",
+    marks=_wrapped(MARKS),
+    translate=_translate,
+    read_config=TokenizerConfig.from_dict,
+    build=ATokenModel,
+    wrap=ATokenTokenizer,
+)
+GAUSSIANS = System(
+    name="atoken-gaussians",
+    marks=_wrapped(GAUSSIAN_MARKS),
+    translate=_translate_gaussians,
+    read_config=GaussianConfig.from_dict,
+    build=GaussianDecoder,
+    wrap=lambda network, _: network,
+)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omnitok.config import StackConfig
+from omnitok.config import StackConfig, reject_unknown
 from omnitok.interop.atoken_layout import windows_of
 from omnitok.nn.layout import LOCAL, SHIFTED, Layout, Partition
 from omnitok.nn.stack import Stack
@@ -55,6 +55,28 @@ class GaussianConfig:
     filter_size: float = 9e-4
     scaling_bias: float = 4e-3
     opacity_bias: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.rates = dict(self.rates)
+        unknown = sorted(set(self.rates) - set(PARTS))
+        if unknown:
+            raise ValueError(f"unknown parts {unknown}; choose from {list(PARTS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-friendly dict that `from_dict` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GaussianConfig:
+        """Rebuild a config; an unknown, missing or misshapen entry is a ValueError."""
+        reject_unknown("Gaussian decoder config", values, cls)
+        try:
+            reject_unknown("Gaussian decoder config 'stack'", values["stack"], StackConfig)
+            return cls(**{**values, "stack": StackConfig(**values["stack"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"Gaussian decoder config is not complete or well formed: {error}"
+            ) from error
 
     @classmethod
     def published(cls, values: Mapping[str, Any]) -> GaussianConfig:

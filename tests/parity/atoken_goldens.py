@@ -14,10 +14,12 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
 
-from omnitok.interop.atoken import config_of, load
+from omnitok.checkpoint import build
+from omnitok.interop.atoken import ATOKEN, config_of, published_name, to_ours
 from omnitok.interop.atoken_net import ATokenModel
 from omnitok.interop.atoken_pixels import to_tokens, whole_patches
 from omnitok.interop.atoken_tokenizer import ATokenTokenizer
+from omnitok.interop.loading import Opened
 from tests.parity.conftest import golden_folder
 
 FOLDER = golden_folder() / "atoken"
@@ -78,10 +80,14 @@ def same(got: Tensor, want: Tensor) -> None:
         assert torch.equal(got.long(), want.long())
 
 
-@lru_cache(maxsize=8)
-def tokenizer(golden: Golden) -> ATokenTokenizer:
+def fresh_tokenizer(golden: Golden) -> ATokenTokenizer:
     config = config_of(golden.path.stem, json.loads(golden.meta["arch"]))
-    return load(golden.weights(), golden.path.stem, config=config)
+    network = build(golden.path, config, ATokenModel)
+    tensors = to_ours(golden.weights(), network, published_name, golden.path)
+    return Opened(path=golden.path, system=ATOKEN, config=config, tensors=tensors).load()
+
+
+tokenizer = lru_cache(maxsize=8)(fresh_tokenizer)
 
 
 def clips(golden: Golden, case: str) -> list[Tensor]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omnitok.interop.atoken import config_of, load, load_gaussians
-from omnitok.interop.atoken_gaussians import GaussianConfig, sines, spread
+from omnitok.checkpoint import build
+from omnitok.interop.atoken import GAUSSIANS, published_gaussian_name, to_ours
+from omnitok.interop.atoken_gaussians import GaussianConfig, GaussianDecoder, sines, spread
 from omnitok.interop.atoken_layout import items_of, steps
 from omnitok.interop.atoken_net import WINDOW, ATokenModel
 from omnitok.interop.atoken_pixels import (
@@ -27,6 +28,7 @@ from omnitok.interop.atoken_pixels import (
     to_tokens,
 )
 from omnitok.interop.atoken_tokenizer import ATokenTokenizer
+from omnitok.interop.loading import Opened
 from omnitok.quantize.kl import reparameterise
 from shapes.voxels import voxels_of_views
 from tests.parity.atoken_goldens import (
@@ -36,6 +38,7 @@ from tests.parity.atoken_goldens import (
     clip,
     clips,
     every,
+    fresh_tokenizer,
     inputs,
     of_kind,
     same,
@@ -122,8 +125,7 @@ class Listener:
 @every("autoencoder", "coords")
 @torch.no_grad()
 def test_what_is_on_the_way_equals_that_of_the_published_code(golden: Golden, case: str):
-    config = config_of(golden.path.stem, json.loads(golden.meta["arch"]))
-    model = load(golden.weights(), golden.path.stem, config=config).model
+    model = fresh_tokenizer(golden).model
     patches, coords = inputs(golden, case)
     (step,) = steps(coords.numpy(), WINDOW, 0, CPU)
     order = step.layout.partitions["global"].order
@@ -216,8 +218,7 @@ def kept_cases() -> list[Any]:
 def test_a_tokenizer_that_keeps_frames_decodes_the_recorded_ones(
     golden: Golden, case: str, name: str
 ):
-    config = config_of(golden.path.stem, json.loads(golden.meta["arch"]))
-    tok = load(golden.weights(), golden.path.stem, config=config)
+    tok = fresh_tokenizer(golden)
     stride, kept = (int(number) for number in re.findall(r"\d+", name))
     tok.keep_frames(kept, stride)
     (x,) = clips(golden, case)
@@ -231,7 +232,10 @@ def test_gaussians_equal_those_of_the_published_code(golden: Golden, case: str):
     config = GaussianConfig.published(json.loads(golden.meta["cfg"]))
     weights, recorded = golden.weights(), golden.recorded(case)
     same(spread(config.num_gaussians, config.voxel_size), weights["offset_perturbation"])
-    decoder = load_gaussians(weights, golden.path.stem, config=config)
+    network = build(golden.path, config, GaussianDecoder)
+    tensors = to_ours(weights, network, published_gaussian_name, golden.path)
+    opened = Opened(path=golden.path, system=GAUSSIANS, config=config, tensors=tensors)
+    decoder = opened.load()
     coords = golden.tensor(f"{case}.coords")
     if "feats" in recorded:
         feats = golden.tensor(f"{case}.feats")
