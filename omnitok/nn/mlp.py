@@ -10,14 +10,15 @@ from torch.nn import functional as F
 
 from omnitok.nn.norm import needs_graph
 
-MLPS = ("swiglu", "gelu_tanh")
+MLPS = ("swiglu", "geglu", "gelu_tanh")
 
 
 class MLP(nn.Module):
     """Two linear layers with a non-linearity between them.
 
     Args:
-        kind: "swiglu" (Shazeer 2020, arXiv:2002.05202, eq. 6) or "gelu_tanh".
+        kind: "swiglu" or "geglu" (Shazeer 2020, arXiv:2002.05202, eq. 6), or "gelu_tanh". The first
+            has its gate before its value, the second after it.
         width: Input and output width.
         hidden: Width between the two layers.
         bias: Whether the linear layers carry biases.
@@ -28,8 +29,8 @@ class MLP(nn.Module):
         if kind not in MLPS:
             raise ValueError(f"unknown mlp {kind!r}; choose one of {list(MLPS)}")
         self.kind = kind
-        # one matrix product for the gate and the value of SwiGLU
-        self.up = nn.Linear(width, 2 * hidden if kind == "swiglu" else hidden, bias=bias)
+        # one matrix product for the gate and the value
+        self.up = nn.Linear(width, hidden if kind == "gelu_tanh" else 2 * hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,4 +41,9 @@ class MLP(nn.Module):
             if needs_graph(x):
                 return self.down(F.silu(gate) * value)  # type: ignore[no-any-return]
             return self.down(F.silu(gate, inplace=True).mul_(value))  # type: ignore[no-any-return]
+        if self.kind == "geglu":
+            value, gate = hidden.chunk(2, dim=-1)
+            if needs_graph(x):
+                return self.down(value * F.gelu(gate))  # type: ignore[no-any-return]
+            return self.down(F.gelu(gate).mul_(value))  # type: ignore[no-any-return]
         return self.down(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]

@@ -1,0 +1,262 @@
+"""What is OmniTokenizer's own: its positional convolution, its attention, its window attention.
+
+Shape suffixes: B batch, T time steps, Y and X rows and columns of tokens, D width; S sequences that
+attend within themselves, N tokens of one, H heads, K head width; Q queries.
+
+Source: Wang et al. 2024, arXiv:2406.09399, and the published code, whose arithmetic this follows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
+from omnitok.nn.attention import AFFINE_EPS
+from omnitok.nn.mlp import MLP
+from omnitok.nn.norm import Norm, inverse_rms, needs_graph
+from omnitok.nn.rope import rotate, rotate_
+
+EPS = 1e-5  # of all norms
+SHARPNESS = 8.0  # of the cosine between a query and a key
+ROPE_BASE = 10000.0
+SLOPE = 0.1  # of the rectifier between the layers that make the learned bias
+
+
+class FixedShiftNorm(nn.Module):
+    """Layer normalisation with a learned scale and a shift that is kept, but not learned."""
+
+    bias: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.register_buffer("bias", torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, EPS)
+
+
+class PositionConvolution(nn.Module):
+    """A depth-wise 3x3x3 convolution over (time, row, column).
+
+    Between temporal blocks the published networks give it tokens in the order (row, column, time)
+    and read them in memory order as (time, row, column), which mixes places and times. The weights
+    were trained like that, so it is kept; see `Stage`.
+    """
+
+    def __init__(self, width: int, causal: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, 1, 3, 3, 3))
+        self.bias = nn.Parameter(torch.zeros(width))
+        self.causal = causal
+
+    def forward(self, x_BTYXD: Tensor) -> Tensor:
+        """The same shape."""
+        x = rearrange(x_BTYXD, "b t y x d -> b d t y x")  # a view: channels stay last in memory
+        if x.shape[2] == 1:  # only one of the three taps in time meets a frame
+            tap = self.weight[:, :, 2 if self.causal else 1]
+            y = F.conv2d(x[:, :, 0], tap, self.bias, padding=1, groups=len(tap))[:, :, None]
+        else:
+            x = F.pad(x, (1, 1, 1, 1, *((2, 0) if self.causal else (1, 1))))
+            y = F.conv3d(x, self.weight, self.bias, groups=len(self.weight))
+        return rearrange(y, "b d t y x -> b t y x d").contiguous()
+
+
+@dataclass(frozen=True)
+class Place:
+    """What the blocks of one stage need to know about the tokens.
+
+    Attributes:
+        volume: (T, Y, X) of the convolution.
+        causal: Whether tokens of a sequence attend only to those before them.
+        phasors: [N, K / 2] complex64 that turn queries and keys, or None.
+        bias: [H, N, N] added to the scores of every sequence, or None.
+        grid: (Y, X), where a learned bias is to be added, else None.
+    """
+
+    volume: tuple[int, int, int]
+    causal: bool = False
+    phasors: Tensor | None = None
+    bias: Tensor | None = None
+    grid: tuple[int, int] | None = None
+
+
+class CosineAttention(nn.Module):
+    """Attention by cosines; keys and values come from tokens that are not normalised."""
+
+    def __init__(self, config: OmniTokenizerConfig, learned_bias: bool) -> None:
+        super().__init__()
+        inner = config.heads * config.head_width
+        self.heads = config.heads
+        self.norm = FixedShiftNorm(config.width)
+        self.q = nn.Linear(config.width, inner, bias=False)
+        self.kv = nn.Linear(config.width, 2 * inner, bias=False)
+        self.out = nn.Linear(inner, config.width, bias=False)
+        self.q_scale = nn.Parameter(torch.ones(config.head_width))
+        self.k_scale = nn.Parameter(torch.ones(config.head_width))
+        self.position: nn.Sequential | None = None
+        if learned_bias:
+            self.position = nn.Sequential(
+                nn.Linear(2, config.width),
+                nn.LeakyReLU(SLOPE),
+                nn.Linear(config.width, config.width),
+                nn.LeakyReLU(SLOPE),
+                nn.Linear(config.width, config.heads),
+            )
+
+    def forward(self, x_SND: Tensor, place: Place) -> Tensor:
+        """[S, N, D] to [S, N, D]."""
+        graph = needs_graph(x_SND)
+        if x_SND.shape[1] == 1 and not graph:  # the only token gets all of the attention
+            value = F.linear(x_SND, self.kv.weight[len(self.q.weight) :])
+            return self.out(value)  # type: ignore[no-any-return]
+        q_SNHK = rearrange(self.q(self.norm(x_SND)), "s n (h k) -> s n h k", h=self.heads)
+        kv = rearrange(self.kv(x_SND), "s n (i h k) -> s n i h k", i=2, h=self.heads)
+        k_SNHK, v_SNHK = kv.unbind(2)
+        # one gain for the pair: the scores see only the product of the two scales
+        width = self.q_scale.numel()
+        gain = self.q_scale.float() * self.k_scale.float()
+        q_SNHK, k_SNHK = self._unit(q_SNHK, place, graph), self._unit(k_SNHK, place, graph)
+        q_SNHK = (q_SNHK * gain if graph else q_SNHK.mul_(gain)).type_as(v_SNHK)
+        o_SHNK = F.scaled_dot_product_attention(
+            q_SNHK.transpose(1, 2),
+            k_SNHK.type_as(v_SNHK).transpose(1, 2),
+            v_SNHK.transpose(1, 2),
+            attn_mask=self._bias(place, v_SNHK),
+            is_causal=place.causal and place.bias is None,
+            scale=SHARPNESS / width,  # what follows has lengths of sqrt(width)
+        )
+        return self.out(rearrange(o_SHNK, "s h n k -> s n (h k)"))  # type: ignore[no-any-return]
+
+    def _unit(self, x_SNHK: Tensor, place: Place, graph: bool) -> Tensor:
+        """Float32 queries or keys, turned, of length sqrt(K); may change them."""
+        x = x_SNHK.float()
+        if graph:
+            x = F.rms_norm(x, x.shape[-1:], eps=AFFINE_EPS)
+            return x if place.phasors is None else rotate(x, place.phasors)
+        x = x.mul_(inverse_rms(x, AFFINE_EPS))
+        return x if place.phasors is None else rotate_(x, place.phasors)
+
+    def _bias(self, place: Place, like: Tensor) -> Tensor | None:
+        """[H, N, N] added to the scores."""
+        if place.grid is not None and self.position is not None:
+            steps, index = displacements(*place.grid, like.device)
+            table = self.position(steps.to(like.dtype))
+            bias: Tensor = rearrange(table[index], "q k h -> h q k")
+            return bias.type_as(like)
+        return None if place.bias is None else place.bias.to(like.dtype)
+
+
+class WindowAttention(nn.Module):
+    """Attention within windows, with a learned bias for every displacement."""
+
+    def __init__(self, config: OmniTokenizerConfig) -> None:
+        super().__init__()
+        self.heads, self.window = config.heads, config.window
+        self.norm = FixedShiftNorm(config.width)
+        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.out = nn.Linear(config.width, config.width)
+        self.table = nn.Parameter(torch.zeros((2 * config.window - 1) ** 2, config.heads))
+
+    def forward(self, x_SND: Tensor, place: Place) -> Tensor:
+        """[S, N, D] to [S, N, D], where N are the tokens of one window."""
+        qkv = rearrange(self.qkv(self.norm(x_SND)), "s n (i h k) -> i s h n k", i=3, h=self.heads)
+        q_SHNK, k_SHNK, v_SHNK = qkv.unbind(0)
+        index = displacements(self.window, self.window, x_SND.device)[1]
+        bias_HNN = rearrange(self.table[index], "q k h -> h q k")
+        bias_HNN = bias_HNN.type_as(qkv)
+        o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_HNN)
+        return self.out(rearrange(o_SHNK, "s h n k -> s n (h k)"))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """A "t" block (convolution, attention over whole sequences) or a "w" block (over windows)."""
+
+    def __init__(self, config: OmniTokenizerConfig, kind: str, learned_bias: bool) -> None:
+        super().__init__()
+        self.kind = kind
+        self.attention: CosineAttention | WindowAttention
+        if kind == "t":
+            self.peg: PositionConvolution | None
+            self.peg = PositionConvolution(config.width, config.causal_peg)
+            self.attention = CosineAttention(config, learned_bias)
+        else:
+            self.peg = None
+            self.attention = WindowAttention(config)
+        self.norm = Norm("layer", config.width, affine=True, eps=EPS)
+        self.mlp = MLP("geglu", config.width, config.mlp_hidden, bias=False)
+
+    def forward(self, x_SND: Tensor, place: Place) -> Tensor:
+        """[S, N, D] to [S, N, D]; without a graph, in place."""
+        if self.peg is not None:
+            t, y, x = place.volume
+            volume = x_SND.view(-1, t, y, x, x_SND.shape[-1])
+            x_SND = self._add(x_SND, self.peg(volume).view_as(x_SND))
+        x_SND = self._add(x_SND, self.attention(x_SND, place))
+        return self._add(x_SND, self.mlp(self.norm(x_SND)))
+
+    @staticmethod
+    def _add(x: Tensor, y: Tensor) -> Tensor:
+        return x + y if needs_graph(x) else x.add_(y)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
+def displacements(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """How far apart the tokens of a grid are.
+
+    Returns:
+        [(2 height - 1) (2 width - 1), 2] the displacements (row, column) that occur, as
+        sign(d) ln(|d| + 1), and [N, N] int64 which of them parts token i from token j.
+    """
+    row, column = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+    rows = row[:, None] - row + height - 1
+    columns = column[:, None] - column + width - 1
+    index = rows * (2 * width - 1) + columns
+    steps = torch.cartesian_prod(
+        torch.arange(1 - height, height, dtype=torch.float32),
+        torch.arange(1 - width, width, dtype=torch.float32),
+    )
+    return (steps.sign() * (steps.abs() + 1).log()).to(device), index.to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
+def grid_phasors(height: int, width: int, head_width: int, device: torch.device) -> Tensor:
+    """[N, head_width / 2] complex64: pairs turn with the column and the row, by turns."""
+    exponents = torch.arange(head_width // 4, dtype=torch.float64) * -4 / head_width
+    frequencies = ROPE_BASE**exponents
+    rows, columns = torch.meshgrid(
+        torch.arange(height, dtype=torch.float64),
+        torch.arange(width, dtype=torch.float64),
+        indexing="ij",
+    )
+    places = torch.stack([columns.flatten(), rows.flatten()], dim=-1)
+    angles = (places[:, None] * frequencies[:, None]).flatten(1)
+    return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
+def causal_slopes(heads: int, steps: int, device: torch.device) -> Tensor:
+    """[heads, steps, steps] scores that fall with the distance in time; later times get -inf.
+
+    Source: Press et al. 2021, arXiv:2108.12409, section 3.
+    """
+    power = 1 << (heads.bit_length() - 1)
+    slopes = _slopes(power) + _slopes(2 * power)[::2]
+    place = torch.arange(steps)
+    distance = (place[:, None] - place).abs()
+    bias = -torch.tensor(slopes[:heads])[:, None, None] * distance
+    return bias.masked_fill(place > place[:, None], float("-inf")).to(device)
+
+
+def _slopes(heads: int) -> list[float]:
+    return [2 ** (-8 * (k + 1) / heads) for k in range(heads)]
