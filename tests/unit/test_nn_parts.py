@@ -64,6 +64,20 @@ def test_windows_hold_every_token_once(height, width, window):
         assert all(size <= window**2 or kind == "global" for _, size in partition.runs)
 
 
+def test_positions_are_the_middles_of_patches_in_rows_and_columns():
+    coords = grid_layout(2, 3, 8, CPU).coords_NA
+    assert coords.tolist() == [[0, y + 0.5, x + 0.5, 0] for y in range(2) for x in range(3)]
+
+
+def test_the_gradient_of_a_reordering_puts_every_token_back():
+    layout = grid_layout(5, 7, 3, CPU)
+    x = torch.zeros(1, 1, 35, 1, requires_grad=True)
+    weight = torch.arange(35.0).view_as(x)
+    moved = Stack._reorder(x, layout, "raster", "shifted")
+    (moved * Stack._reorder(weight, layout, "raster", "shifted")).sum().backward()
+    assert torch.equal(x.grad, weight)
+
+
 @pytest.mark.parametrize("kind", LAYER_KINDS)
 def test_a_layer_equals_masked_attention_over_the_whole_clip(kind):
     height, width, groups, lookback = 5, 11, 4, 1

@@ -99,6 +99,8 @@ def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(corpus, tmp_path):
     assert again.step == 7
     again.run()
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    whole, parts = (tmp_path / name / "weights.safetensors" for name in ("whole", "parts"))
+    assert parts.read_bytes() == whole.read_bytes()
 
 
 def test_a_killed_run_logs_every_step_once(corpus, tmp_path):
