@@ -6,10 +6,14 @@ from pathlib import Path
 
 import torch
 
-from omnitok.checkpoint import CheckpointError, load_checkpoint
+from omnitok.checkpoint import CheckpointError
+from omnitok.interop.atoken import ATOKEN, GAUSSIANS
+from omnitok.interop.loading import NATIVE, open_weights
+from omnitok.interop.omnitokenizer import OMNITOKENIZER
 from omnitok.presets import PRESETS
 from omnitok.tokenizer import Tokenizer
 
+SYSTEMS = (NATIVE, ATOKEN, GAUSSIANS, OMNITOKENIZER)
 SHIPPED = Path(__file__).parent / "weights"
 
 
@@ -51,12 +55,11 @@ def load(
 
     Args:
         name: "tiny" (discrete) or "tiny-kl" (continuous), which ship in the package; a weights
-            file; or a folder that holds `model.safetensors`.
+            file, ours or as published by others; or a folder that holds `model.safetensors`.
         device: Where to compute.
         dtype: What to compute in; None means float32.
 
     Raises:
-        CheckpointError: There are no such weights, or the file is damaged or not ours.
+        CheckpointError: There are no such weights, or the file is damaged or of no known kind.
     """
-    model, digest = load_checkpoint(find_weights(name), device=device, dtype=dtype)
-    return Tokenizer(model, digest)
+    return open_weights(find_weights(name), SYSTEMS).load(device, dtype)  # type: ignore[no-any-return]

@@ -56,7 +56,7 @@ _NAMES = (  # parts of our names and of theirs, in order
     (".attention.kv.", ".1.to_kv."),
     (".attention.", ".1."),
     (".peg.", ".0.dsconv."),
-    (".norm.", ".3.0."),
+    (".mlp_norm.", ".3.0."),
     (".mlp.up.", ".3.1."),
     (".mlp.down.", ".3.4."),
     (".blocks.", ".layers."),

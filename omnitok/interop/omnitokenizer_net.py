@@ -66,7 +66,7 @@ class Stage(nn.Module):
         place = self._place((t, y, x), x_BTYXD.device)
         sizes = {"b": len(x_BTYXD), "y": y, "x": x}
         tokens = "(b y x) t d" if self.axis == "time" else "(b t) (y x) d"
-        x_SND = rearrange(x_BTYXD, f"b t y x d -> {tokens}")
+        x_SND = rearrange(x_BTYXD, f"b t y x d -> {tokens}").contiguous()
         for kind, run in groupby(self.blocks, key=lambda block: block.kind):
             if kind == "w":
                 x_SND = self._to_windows(x_SND, y, x)

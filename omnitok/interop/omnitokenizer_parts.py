@@ -190,7 +190,7 @@ class Block(nn.Module):
         else:
             self.peg = None
             self.attention = WindowAttention(config)
-        self.norm = Norm("layer", config.width, affine=True, eps=EPS)
+        self.mlp_norm = Norm("layer", config.width, affine=True, eps=EPS)
         self.mlp = MLP("geglu", config.width, config.mlp_hidden, bias=False)
 
     def forward(self, x_SND: Tensor, place: Place) -> Tensor:
@@ -200,7 +200,7 @@ class Block(nn.Module):
             volume = x_SND.view(-1, t, y, x, x_SND.shape[-1])
             x_SND = self._add(x_SND, self.peg(volume).view_as(x_SND))
         x_SND = self._add(x_SND, self.attention(x_SND, place))
-        return self._add(x_SND, self.mlp(self.norm(x_SND)))
+        return self._add(x_SND, self.mlp(self.mlp_norm(x_SND)))
 
     @staticmethod
     def _add(x: Tensor, y: Tensor) -> Tensor:
