@@ -91,18 +91,26 @@ class Opened:
     config: Any
     tensors: dict[str, Tensor]
 
-    def load(self, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Any:
+    def load(
+        self,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        accept: Callable[[Path, str], None] | None = None,
+    ) -> Any:
         """Build the network, give it the tensors, and wrap it for a user.
 
         Args:
             device: Where to compute.
             dtype: What to compute in; None means float32.
+            accept: Given the file and the hash of its tensors; may raise CheckpointError.
 
         Raises:
             CheckpointError: The tensors do not fit the config.
         """
         network = build(self.path, self.config, self.system.build)
         digest = fill(self.path, network, self.tensors, device=device, dtype=dtype)
+        if accept is not None:
+            accept(self.path, digest)
         return self.system.wrap(network, digest)
 
 

@@ -1,0 +1,238 @@
+"""Downloads of published weights, against a server on this machine."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from omnitok.checkpoint import CheckpointError
+from omnitok.interop import download as module
+from omnitok.interop import registry
+from omnitok.interop.download import download
+
+NAME = "omnitokenizer-imagenet-k600"
+
+
+@dataclass
+class Served:
+    """A file on the server, and what goes wrong on the way.
+
+    Attributes:
+        data: The file.
+        tag: Its ETag; None for no validator at all.
+        cuts: For one answer after the other, bytes after which the connection breaks.
+        ranges: Whether parts may be asked for.
+        claim: Content-Length where it is a lie.
+        status: An error to answer with.
+        asked: The ranges that were asked for.
+    """
+
+    data: bytes = bytes(range(256)) * 40
+    tag: str | None = '"one"'
+    cuts: list[int] = field(default_factory=list)
+    ranges: bool = True
+    claim: int | None = None
+    status: int | None = None
+    asked: list[str | None] = field(default_factory=list)
+
+
+class Handler(BaseHTTPRequestHandler):
+    served: Served
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        served, wanted = self.served, self.headers["Range"]
+        served.asked.append(wanted)
+        if served.status is not None:
+            self.send_error(served.status)
+            return
+        start = 0
+        if wanted and served.ranges and self.headers["If-Range"] == served.tag:
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        body = served.data[start:]
+        if start and not body:
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            whole = len(served.data)
+            self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+        if served.tag is not None:
+            self.send_header("ETag", served.tag)
+        self.send_header("Content-Length", str(served.claim or len(body)))
+        self.end_headers()
+        self.wfile.write(body[: served.cuts.pop(0)] if served.cuts else body)
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    served = Served()
+    handler = type("Bound", (Handler,), {"served": served})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        thread = threading.Thread(target=http.serve_forever, args=(0.01,))
+        thread.start()
+        served.address = f"http://127.0.0.1:{http.server_port}"
+        yield served
+        http.shutdown()
+        thread.join()
+
+
+def get(server, path, **options):
+    download(f"{server.address}/file.pt", path, **options)
+
+
+def test_a_file_arrives_whole_and_leaves_nothing_beside_it(server, tmp_path):
+    told = []
+    get(server, tmp_path / "new" / "file.pt", progress=lambda *now: told.append(now))
+    assert (tmp_path / "new" / "file.pt").read_bytes() == server.data
+    assert told[-1] == ("file.pt", len(server.data), len(server.data))
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert names == {"file.pt", ".file.pt.lock"}
+
+
+def test_a_file_that_is_here_is_not_asked_for(server, tmp_path):
+    (tmp_path / "file.pt").write_bytes(b"mine")
+    get(server, tmp_path / "file.pt")
+    assert server.asked == []
+
+
+def test_a_broken_connection_goes_on_where_it_was(server, tmp_path):
+    server.cuts = [1000, 0, 500]
+    get(server, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_bytes() == server.data
+    assert server.asked == [None, "bytes=1000-", "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
+    server.cuts = [1000, *[0] * module.TRIES]
+    with pytest.raises(CheckpointError, match=r"1,000 bytes are kept, try again") as caught:
+        get(server, tmp_path / "file.pt")
+    assert not (tmp_path / "file.pt").exists()
+    assert f"{server.address}/file.pt" in str(caught.value)
+    assert str(tmp_path / "file.pt") in str(caught.value)
+    server.asked.clear()
+    get(server, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_bytes() == server.data
+    assert server.asked == ["bytes=1000-"]
+
+
+@pytest.mark.parametrize("how", ["other tag", "no ranges", "no tag", "shorter"])
+def test_a_part_that_cannot_be_gone_on_with_is_thrown_away(how, server, tmp_path):
+    server.cuts = [1000, *[0] * module.TRIES]
+    if how == "no tag":
+        server.tag = None
+    with pytest.raises(CheckpointError):
+        get(server, tmp_path / "file.pt")
+    if how == "other tag":
+        server.data, server.tag = b"other" * 999, '"two"'
+    elif how == "no ranges":
+        server.ranges = False
+    elif how == "shorter":
+        server.data = b"short" * 20
+    get(server, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_bytes() == server.data
+
+
+def test_a_file_of_another_size_than_said_is_refused(server, tmp_path):
+    server.claim = len(server.data) + 7
+    server.ranges = False
+    with pytest.raises(CheckpointError, match="the connection broke"):
+        get(server, tmp_path / "file.pt")
+    assert not (tmp_path / "file.pt").exists()
+
+
+def test_a_page_in_the_place_of_weights_is_refused_before_it_is_kept(server, tmp_path):
+    with pytest.raises(CheckpointError, match=r"has 10,240 bytes, but .* at least 99,999"):
+        get(server, tmp_path / "file.pt", least=99_999)
+    assert {path.name for path in tmp_path.iterdir()} == {".file.pt.lock"}
+
+
+def test_a_missing_file_is_said_at_once(server, tmp_path):
+    server.status = 404
+    with pytest.raises(CheckpointError, match="404 Not Found"):
+        get(server, tmp_path / "file.pt")
+    assert len(server.asked) == 1
+
+
+def test_a_busy_server_is_asked_again(server, tmp_path):
+    server.status = 503
+    with pytest.raises(CheckpointError, match="503"):
+        get(server, tmp_path / "file.pt")
+    assert len(server.asked) == module.TRIES
+
+
+def test_of_two_callers_one_downloads(server, tmp_path):
+    threads = [threading.Thread(target=get, args=(server, tmp_path / "file.pt")) for _ in "12"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "file.pt").read_bytes() == server.data
+    assert server.asked == [None]
+
+
+def test_an_address_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"'file:///a' is no address"):
+        download("file:///a", tmp_path / "file.pt")
+
+
+@pytest.fixture
+def entry(server, tmp_path, monkeypatch):
+    """A published name that the server has, with a file of few bytes."""
+    monkeypatch.setenv("OMNITOK_CACHE", str(tmp_path))
+    monkeypatch.setenv(registry.MIRROR, f"{server.address}/mirror/")
+    entry = replace(registry.PUBLISHED[NAME], parameters=1000)
+    monkeypatch.setitem(registry.PUBLISHED, NAME, entry)
+    return entry
+
+
+def test_published_weights_are_fetched_once_from_the_mirror(entry, server):
+    assert entry.address == f"{server.address}/mirror/imagenet_k600.ckpt"
+    path = registry.fetch(NAME)
+    assert registry.fetch(NAME) == path == entry.path
+    assert registry.name_of(path) == NAME
+    assert len(server.asked) == 1
+
+
+def test_published_weights_are_held_to_their_first_hash_and_size(entry, server):
+    path = registry.fetch(NAME)
+    registry.hold_to_first(path, "a" * 64)
+    registry.hold_to_first(path, "a" * 64)
+    with pytest.raises(CheckpointError, match=r"first loaded \(hash a{12}, now b{12}\)"):
+        registry.hold_to_first(path, "b" * 64)
+    path.write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"first loaded \(10,240 bytes, now 1\)"):
+        registry.fetch(NAME)
+    (path.parent / "imagenet_k600.ckpt.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"json is damaged"):
+        registry.fetch(NAME)
+
+
+def test_without_a_network_one_sentence_says_what_to_do(entry, monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setenv(registry.MIRROR, "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(CheckpointError) as caught:
+        registry.fetch(NAME)
+    text = str(caught.value)
+    assert f"get {entry.address} by other means and put it at {entry.path}" in text
+    assert "\n" not in text
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("OMNITOK_CACHE", str(tmp_path / "own"))
+    assert registry.cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("OMNITOK_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert registry.cache_folder() == tmp_path / "omnitok"
+
+
+def test_all_published_files_have_a_name():
+    assert len(registry.PUBLISHED) == len({e.address for e in registry.PUBLISHED.values()}) == 18
+    for name, entry in registry.PUBLISHED.items():
+        assert registry.name_of(entry.path) == name
