@@ -1,0 +1,1 @@
+"""One short file per method, made of the primitives of `video.compress`."""

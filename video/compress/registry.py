@@ -1,0 +1,154 @@
+"""Every method by its name, and one call for all of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from video.compress import budget as budgets
+from video.compress.plan import Plan
+from video.compress.recipes.dycoke import dycoke
+from video.compress.recipes.tome import tome
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make tokens fewer.
+
+    Attributes:
+        name: What `plan` takes.
+        run: `run(x, keep, ...)` of tokens [B, T, N, D] and a count per sample, or None for the
+            published defaults.
+        needs: What it must be given: "tokens", and further "attention" or "text".
+        note: One line about it.
+    """
+
+    name: str
+    run: Callable[..., Plan]
+    needs: tuple[str, ...]
+    note: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Names and defaults of what else `plan` takes for it."""
+        parameters = list(inspect.signature(self.run).parameters.values())[2:]
+        return {p.name: p.default for p in parameters if p.name not in INPUTS}
+
+
+INPUTS = ("attention", "text", "grid")
+
+
+def _methods(*recipes: Callable[..., Plan]) -> dict[str, Method]:
+    methods = {}
+    for run in recipes:
+        parameters = inspect.signature(run).parameters
+        required = [
+            name
+            for name in ("attention", "text")
+            if name in parameters and parameters[name].default is inspect.Parameter.empty
+        ]
+        note = (run.__doc__ or "").splitlines()[0]
+        methods[run.__name__] = Method(run.__name__, run, ("tokens", *required), note)
+    return methods
+
+
+METHODS: dict[str, Method] = _methods(dycoke, tome)
+
+
+def plan(
+    method: str,
+    x: Tensor,
+    budget: float | int | None = None,
+    *,
+    attention: Tensor | None = None,
+    text: Tensor | None = None,
+    grid: tuple[int, ...] | None = None,
+    order: str = "index",
+    **options: Any,
+) -> Plan:
+    """Decide which tokens of a video stay, and which are merged.
+
+    Args:
+        method: A name of `METHODS`.
+        x: [T, N, D] or [B, T, N, D] tokens, N of each frame.
+        budget: Tokens that stay of all T * N: a fraction as a float, a count as an int. The count
+            is kept exactly and known beforehand. None for the published defaults of the method,
+            which may keep a number that depends on the tokens.
+        attention: Averaged over heads, after the softmax: [T, N] (of a class token, or received)
+            or [T, N, N] (queries before keys), with B in front where `x` has it. Where a method
+            wants one number per token and gets a matrix, it takes what a token receives.
+        text: [L, D] or [B, L, D] embeddings in the space of the tokens.
+        grid: (h, w) or (t, h, w) of the tokens, for methods that look at places; a square frame
+            where not given.
+        order: "index" for outputs in the order of time and place, "upstream" for the order of the
+            published code.
+        **options: Further settings of the method, by name; see `METHODS[method].options`.
+
+    Returns:
+        A plan; `plan.apply(x)` is [B, K, D], B = 1 where `x` is [T, N, D].
+
+    Raises:
+        KeyError: There is no such method.
+        ValueError: It lacks something that it needs, or something does not fit.
+        TypeError: It has no such option.
+    """
+    if method not in METHODS:
+        raise KeyError(f"unknown method {method!r}; choose one of {sorted(METHODS)}")
+    if order not in ("index", "upstream"):
+        raise ValueError(f"order={order!r}; choose of 'index', 'upstream'")
+    if x.dim() not in (3, 4) or not x.is_floating_point() or 0 in x.shape:
+        raise ValueError(
+            f"tokens are {x.dtype} {list(x.shape)}; expected floats [T, N, D] or [B, T, N, D], "
+            "none of them 0"
+        )
+    known = METHODS[method]
+    if wrong := sorted(set(options) - set(known.options)):
+        raise TypeError(
+            f"{method} has no option {wrong[0]!r}; it takes {sorted(known.options) or 'none'}"
+        )
+    batched = x.dim() == 4
+    x = x if batched else x[None]
+    given = {
+        "attention": None if attention is None else _attention(attention, x, batched),
+        "text": None if text is None else _text(text, x),
+        "grid": grid,
+    }
+    for name in known.needs[1:]:
+        if given[name] is None:
+            raise ValueError(f"{method} needs {name}; pass {name}=")
+    takes = inspect.signature(known.run).parameters
+    options |= {name: value for name, value in given.items() if name in takes}
+    keep = None if budget is None else budgets.exact(budget, x.shape[1] * x.shape[2])
+    with torch.no_grad():
+        if keep == x.shape[1] * x.shape[2]:
+            return Plan.identity(len(x), keep, x.device)
+        made = known.run(x, keep, **options)
+    return made.in_order() if order == "index" else made
+
+
+def _attention(attention: Tensor, x: Tensor, batched: bool) -> Tensor:
+    attention = attention if batched else attention[None]
+    B, T, N, _ = x.shape
+    if attention.shape not in ((B, T, N), (B, T, N, N), (B, T * N, T * N)):
+        b = f"{B}, " if batched else ""
+        raise ValueError(
+            f"attention is {list(attention.shape if batched else attention.shape[1:])}; expected "
+            f"[{b}{T}, {N}], [{b}{T}, {N}, {N}] or [{b}{T * N}, {T * N}], averaged over heads"
+        )
+    return attention
+
+
+def _text(text: Tensor, x: Tensor) -> Tensor:
+    text = text if text.dim() == 3 else text[None]
+    B, D = len(x), x.shape[3]
+    if text.dim() != 3 or text.shape[0] not in (1, B) or text.shape[2] != D or not text.shape[1]:
+        raise ValueError(
+            f"text is {list(text.shape)}; expected [L, {D}] or [{B}, L, {D}], L at least 1, in the "
+            "space of the tokens"
+        )
+    return text.expand(B, -1, -1)
