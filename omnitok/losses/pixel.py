@@ -1,11 +1,17 @@
-"""Losses on pixels.
+"""Losses on pixels, all of [B, 3, T, H, W].
 
 Shape suffixes: B batch, C colours, T frames, H and W pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from torch import Tensor
+from torch.nn import functional as F
+
+from omnitok.losses.base import Loss, LossConfig, LossInputs
 
 
 def rmse_per_clip(recon_BCTHW: Tensor, target_BCTHW: Tensor, eps: float = 1e-4) -> Tensor:
@@ -24,3 +30,84 @@ def rmse_per_clip(recon_BCTHW: Tensor, target_BCTHW: Tensor, eps: float = 1e-4) 
     """
     square = (recon_BCTHW.float() - target_BCTHW.float()).square()
     return (square.flatten(1).mean(dim=1) + eps).sqrt().mean()
+
+
+def charbonnier(recon_BCTHW: Tensor, target_BCTHW: Tensor, eps: float = 1e-3) -> Tensor:
+    """Mean of sqrt(difference^2 + eps^2): the absolute difference, smooth at 0.
+
+    Source: Charbonnier et al. 1994, Two deterministic half-quadratic regularization algorithms.
+    """
+    square = (recon_BCTHW.float() - target_BCTHW.float()).square()
+    return (square + eps**2).sqrt().mean()
+
+
+@dataclass(kw_only=True, slots=True)
+class PixelConfig(LossConfig):
+    """Distance of pixels: l1, l2 (mean square) or rmse (see `rmse_per_clip`), by its name."""
+
+
+@dataclass(kw_only=True, slots=True)
+class HuberConfig(LossConfig):
+    """Huber loss: squares up to `delta`, absolute differences beyond it, divided by `delta`.
+
+    Attributes:
+        delta: Where the one turns into the other, of a range of 2.
+    """
+
+    delta: float = 0.1
+
+    def __post_init__(self) -> None:
+        LossConfig.__post_init__(self)
+        self.check_positive("delta")
+
+
+@dataclass(kw_only=True, slots=True)
+class CharbonnierConfig(LossConfig):
+    """Charbonnier loss.
+
+    Attributes:
+        eps: Below it, of a range of 2, differences count as squares.
+    """
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        LossConfig.__post_init__(self)
+        self.check_positive("eps")
+
+
+class PixelLoss(Loss):
+    """A function of reconstruction and target."""
+
+    def __init__(self, config: LossConfig, distance: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(config)
+        self.distance = distance
+
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """The mean over all pixels."""
+        return self.distance(inputs.recon.float(), inputs.target.float())
+
+
+def l1(config: PixelConfig) -> PixelLoss:
+    """Mean absolute difference."""
+    return PixelLoss(config, F.l1_loss)
+
+
+def l2(config: PixelConfig) -> PixelLoss:
+    """Mean squared difference."""
+    return PixelLoss(config, F.mse_loss)
+
+
+def rmse(config: PixelConfig) -> PixelLoss:
+    """See `rmse_per_clip`."""
+    return PixelLoss(config, rmse_per_clip)
+
+
+def huber(config: HuberConfig) -> PixelLoss:
+    """See `HuberConfig`."""
+    return PixelLoss(config, lambda a, b: F.smooth_l1_loss(a, b, beta=config.delta))
+
+
+def charbonnier_loss(config: CharbonnierConfig) -> PixelLoss:
+    """See `charbonnier`."""
+    return PixelLoss(config, lambda a, b: charbonnier(a, b, config.eps))
