@@ -180,7 +180,7 @@ def fill(
     Raises:
         CheckpointError: Tensors are missing, left over or misshapen.
     """
-    _check_match(str(path), model.state_dict(), tensors)
+    check_match(path, model.state_dict(), tensors)
     digest = hash_weights(tensors)
     wanted = dtype or torch.float32
     for name in list(tensors):
@@ -192,7 +192,16 @@ def fill(
     return digest
 
 
-def _check_match(path: str, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+def check_match(
+    path: str | Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> None:
+    """Refuse tensors that are missing, left over or misshapen: a CheckpointError names the first.
+
+    Args:
+        path: The file, for messages.
+        wanted: The state of a network.
+        found: What a file holds.
+    """
     for name in sorted(set(wanted) | set(found)):
         if name not in found:
             raise CheckpointError(f"{path} lacks the tensor {name!r} that its config asks for")

@@ -56,12 +56,23 @@ def find_weights(name: str | Path, progress: Progress | None = None) -> Path:
     )
 
 
-def open_named(name: str | Path, progress: Progress | None = None) -> Opened:
-    """What a name or path means, its tensors still in the file; see `load`."""
+def open_named(
+    name: str | Path, progress: Progress | None = None, name_as: str | None = None
+) -> Opened:
+    """Open what a name or path means, its tensors still in the file.
+
+    Args:
+        name: As `load` takes it.
+        progress: As `load` takes it.
+        name_as: Published name of a file, where its own name does not tell.
+
+    Raises:
+        CheckpointError: As `load`.
+    """
     if progress is None and sys.stderr.isatty():
         progress = Meter()
     path = find_weights(name, progress)
-    return open_weights(path, SYSTEMS, name_of(path))
+    return open_weights(path, SYSTEMS, name_as or name_of(path))
 
 
 def load(

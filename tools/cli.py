@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from tools.commands import (
     comparing,
+    converting,
     decoding,
     demonstrating,
     doctoring,
@@ -35,6 +36,7 @@ COMMANDS = (
     inspecting,
     comparing,
     listing,
+    converting,
     doctoring,
     demonstrating,
     evaluating,

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from omnitok.checkpoint import CheckpointError, build
+from omnitok.checkpoint import CheckpointError, build, check_match
 from omnitok.config import StackConfig, TokenizerConfig
 from omnitok.interop.atoken_gaussians import PARTS, GaussianConfig, GaussianDecoder, gaussian_stack
 from omnitok.interop.atoken_net import ATokenModel
@@ -192,8 +192,10 @@ def find_config(
 
 
 def _count_blocks(shapes: Iterable[str], start: str) -> int:
+    """How many blocks there are in a row from the first on."""
     pattern = re.compile(rf"^{re.escape(start)}blocks\.(\d+)\.")
-    return len({match[1] for name in shapes if (match := pattern.match(name))})
+    there = {int(match[1]) for name in shapes if (match := pattern.match(name))}
+    return next(n for n in range(len(there) + 1) if n not in there)
 
 
 def _config(source: str | Path, make: Callable[[], C]) -> C:
@@ -235,20 +237,14 @@ def to_ours(
     rename: Callable[[str], str],
     source: str | Path,
 ) -> dict[str, Tensor]:
-    """Tensors by our names; those that a network has no place for keep theirs.
+    """Tensors by our names.
 
     Raises:
-        CheckpointError: One is missing.
+        CheckpointError: One is missing, left over or misshapen.
     """
-    left, ours = dict(tensors), {}
-    for name in network.state_dict():
-        theirs = rename(name)
-        if theirs not in left:
-            raise CheckpointError(
-                f"{source} lacks the tensor {theirs!r}; copy or download it again"
-            )
-        ours[name] = left.pop(theirs)
-    return ours | left
+    state = {rename(name): tensor for name, tensor in network.state_dict().items()}
+    check_match(source, state, tensors)
+    return {name: tensors[rename(name)] for name in network.state_dict()}
 
 
 def _translate(published: Published) -> tuple[TokenizerConfig, dict[str, Tensor]]:

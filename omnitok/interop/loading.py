@@ -19,9 +19,11 @@ from omnitok.checkpoint import (
     SYSTEM_KEY,
     CheckpointError,
     build,
+    check_match,
     fill,
     read_config,
     read_tensors,
+    save_checkpoint,
 )
 from omnitok.config import TokenizerConfig
 from omnitok.interop.safe_pickle import is_torch_file, load_torch_file
@@ -113,6 +115,29 @@ class Opened:
             accept(self.path, digest)
         return self.system.wrap(network, digest)
 
+    def outline(self) -> Any:
+        """What a user gets, around a network without its weights: for its shapes alone."""
+        return self.system.wrap(build(self.path, self.config, self.system.build), "")
+
+    def save(self, path: Path) -> str:
+        """Write the tensors and the config as a file of our own, which loads to equal bits.
+
+        Returns:
+            The hash of the tensors.
+
+        Raises:
+            CheckpointError: The tensors do not fit the config.
+        """
+        network = build(self.path, self.config, self.system.build)
+        check_match(self.path, network.state_dict(), self.tensors)
+        stored = set()
+        for name, tensor in self.tensors.items():
+            storage = tensor.untyped_storage().data_ptr()
+            self.tensors[name] = tensor.clone() if storage in stored else tensor
+            stored.add(storage)
+        network.load_state_dict(self.tensors, assign=True)
+        return save_checkpoint(path, network, system=self.system.name)
+
 
 def open_weights(path: Path, systems: Sequence[System], name: str | None = None) -> Opened:
     """Open a file of one of `systems`.
@@ -162,8 +187,23 @@ def _published(path: Path, name: str | None, contents: Any) -> Published:
         )
     inner = (contents[key] for key in ("state_dict", "model") if key in contents)
     held = next((value for value in inner if isinstance(value, Mapping)), contents)
-    tensors = {key: value for key, value in held.items() if isinstance(value, Tensor)}
+    tensors = {}
+    for key, value in held.items():
+        if isinstance(value, Tensor):
+            _check_stored(path, key, value)
+            tensors[key] = value.detach()
     return Published(path=path, name=name, tensors=tensors, contents=contents)
+
+
+def _check_stored(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse tensors that are more than what is stored of them, or not stored as numbers."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        raise CheckpointError(f"{path}: {name!r} is no plain tensor; save it as one")
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise CheckpointError(
+            f"{path}: {name!r} is {list(tensor.shape)}, but only "
+            f"{tensor.untyped_storage().nbytes():,} bytes of it are in the file"
+        )
 
 
 def _recognise(published: Published, systems: Sequence[System]) -> System:

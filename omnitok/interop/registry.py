@@ -110,6 +110,12 @@ def name_of(path: Path) -> str | None:
     return next((name for name, entry in PUBLISHED.items() if entry.file == path.name), None)
 
 
+def name_of_hash(digest: str) -> str | None:
+    """Which published weights that were loaded before have this hash; None if none do."""
+    here = ((name, entry.path) for name, entry in PUBLISHED.items() if entry.path.exists())
+    return next((name for name, path in here if (_known(path) or (0, ""))[1] == digest), None)
+
+
 def fetch(name: str, progress: Progress | None = None) -> Path:
     """The file of published weights, downloaded if it is not here yet.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
     models = [gather(name) for name in names()]
-    Report(json=args.json).result({"command": "models", "models": models}, describe(models))
+    others = gather_published()
+    data = {"command": "models", "models": models, "published": others}
+    Report(json=args.json).result(data, [*describe(models), "", *describe_published(others)])
     return DONE
 
 
@@ -43,11 +46,14 @@ def gather(name: str) -> dict[str, Any]:
     from omnitok.hub import shipped
     from omnitok.model import Autoencoder
     from omnitok.presets import PRESETS, preset
-    from tools.commands.loading import read_config
+    from tools.commands.loading import outline
 
-    config = preset(name) if name in PRESETS else read_config(name)
-    with torch.device("meta"):
-        model = Autoencoder(config)
+    if name in PRESETS:
+        with torch.device("meta"):
+            model = Autoencoder(preset(name))
+    else:
+        model = outline(name).model
+    config = model.config
     size, books = model.quantizer.codebook_size, model.quantizer.num_codebooks
     weights = shipped().get(name)
     return {
@@ -64,6 +70,25 @@ def gather(name: str) -> dict[str, Any]:
     }
 
 
+def gather_published() -> list[dict[str, Any]]:
+    """The weights that others published, for a program."""
+    from omnitok.interop.registry import PUBLISHED
+
+    return [
+        {
+            "name": name,
+            "parameters": entry.parameters,
+            "patch": entry.patch and list(entry.patch),
+            "codebook_size": entry.codebook_size,
+            "num_codebooks": entry.num_codebooks if entry.codebook_size else None,
+            "latent_dim": entry.latent_dim,
+            "address": entry.address,
+            "weights": str(entry.path) if entry.path.exists() else None,
+        }
+        for name, entry in PUBLISHED.items()
+    ]
+
+
 def read_model_card(weights: Path) -> dict[str, Any] | None:
     """The JSON object beside shipped weights, if there is one."""
     path = weights.with_suffix(".json")
@@ -78,17 +103,12 @@ def describe(models: list[dict[str, Any]]) -> list[str]:
     rows = [("name", "parameters", "patch", "tokens", "bits/token", "weights")]
     notes = []
     for model in models:
-        if model["kind"] == "codes":
-            books = f" x {model['num_codebooks']}" if model["num_codebooks"] > 1 else ""
-            tokens = f"codes of {model['codebook_size']:,}{books}"
-        else:
-            tokens = f"{model['latent_dim']} latents"
         rows.append(
             (
                 model["name"],
                 f"{model['parameters'] / 1e6:.1f} M",
                 "x".join(str(n) for n in model["patch"]),
-                tokens,
+                _tokens(model),
                 f"{model['bits_per_token']:.2f}",
                 "shipped" if model["weights"] else "none: a shape to train",
             )
@@ -97,6 +117,34 @@ def describe(models: list[dict[str, Any]]) -> list[str]:
         told = [f"{key} {card[key]}" for key in ("licence", "license", "score") if card.get(key)]
         if told:
             notes.append(f"{model['name']}: {', '.join(told)}")
+    return _aligned(rows) + ([""] if notes else []) + notes
+
+
+def describe_published(models: list[dict[str, Any]]) -> list[str]:
+    """The table of weights that others published, for a person."""
+    rows = [("published by others", "parameters", "patch", "tokens", "weights")]
+    for model in models:
+        pixels = model["patch"] is not None
+        rows.append(
+            (
+                model["name"],
+                f"{model['parameters'] / 1e6:.1f} M",
+                "x".join(str(n) for n in model["patch"]) if pixels else "-",
+                _tokens(model) if pixels else "voxels to 3D Gaussians",
+                model["weights"] or "downloaded when first used",
+            )
+        )
+    return _aligned(rows)
+
+
+def _tokens(model: dict[str, Any]) -> str:
+    if model["codebook_size"] is None:
+        return f"{model['latent_dim']} latents"
+    books = f" x {model['num_codebooks']}" if model["num_codebooks"] > 1 else ""
+    return f"codes of {model['codebook_size']:,}{books}"
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return [line.rstrip() for line in lines] + ([""] if notes else []) + notes
+    return [line.rstrip() for line in lines]

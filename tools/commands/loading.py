@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import TYPE_CHECKING
 
 from tools.commands.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from omnitok import Tokenizer
-    from omnitok.config import TokenizerConfig
 
 
 def pick_device(name: str) -> str:
@@ -40,30 +38,48 @@ def load(name: str, args: argparse.Namespace) -> Tokenizer:
 
     import omnitok
     from omnitok.checkpoint import CheckpointError
+    from omnitok.interop.download import Meter
 
+    progress = (lambda *_: None) if getattr(args, "quiet", False) else Meter()
     try:
-        return omnitok.load(name, pick_device(args.device), getattr(torch, args.dtype))
+        tok = omnitok.load(name, pick_device(args.device), getattr(torch, args.dtype), progress)
     except CheckpointError as error:
         raise UsageError(f"--model {name}: {error}") from error
+    return _tokenizer(name, tok)
 
 
-def read_config(name: str) -> TokenizerConfig:
-    """The config of the tokenizer that --model names, without its weights.
+def _tokenizer(name: str, loaded: object) -> Tokenizer:
+    """Refuse networks that are no tokenizers."""
+    from omnitok import Tokenizer
+
+    if not isinstance(loaded, Tokenizer):
+        raise UsageError(
+            f"--model {name}: its {type(loaded).__name__} takes voxels, not frames; give a "
+            "tokenizer from `omnitok models`"
+        )
+    return loaded
+
+
+def outline(name: str) -> Tokenizer:
+    """The tokenizer that --model names without its weights, for what it makes of clips.
 
     Raises:
-        UsageError: There are no such weights.
+        UsageError: There are no such weights here; nothing is downloaded.
     """
-    from safetensors import SafetensorError, safe_open
+    from omnitok.checkpoint import CheckpointError
+    from omnitok.hub import open_named
+    from omnitok.interop.registry import PUBLISHED
 
-    from omnitok.checkpoint import CONFIG_KEY, CheckpointError
-    from omnitok.config import TokenizerConfig
-    from omnitok.hub import find_weights
-
+    if name in PUBLISHED and not PUBLISHED[name].path.exists():
+        raise UsageError(
+            f"--model {name}: the weights are not here yet, and this would only say what it does; "
+            f"leave --dry-run out to download {PUBLISHED[name].address}"
+        )
     try:
-        with safe_open(str(find_weights(name)), "pt") as file:
-            return TokenizerConfig.from_dict(json.loads(file.metadata()[CONFIG_KEY]))
-    except (CheckpointError, SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        outlined = open_named(name).outline()
+    except CheckpointError as error:
         raise UsageError(f"--model {name}: {error}") from error
+    return _tokenizer(name, outlined)
 
 
 class ByTokens:
@@ -86,12 +102,15 @@ class ByTokens:
             UsageError: The weights or the device that the options name are not there.
         """
         from omnitok.hub import shipped
+        from omnitok.interop.registry import name_of_hash
         from omnitok.token_layout import TokenFile
 
         if self._args.model is not None:
             return self._load(self._args.model)
         with TokenFile(path) as file:
             info = file.layout.info
+        if (published := name_of_hash(info.weights_sha256)) is not None:
+            return self._load(published)
         names = sorted(shipped(), key=lambda name: name != info.name)
         for name in names:
             if self._load(name).weights_sha256 == info.weights_sha256:

@@ -8,7 +8,7 @@ import os
 from typing import Any
 
 from tools.commands.batch import Outcome, Update, planned, run_jobs
-from tools.commands.loading import load, read_config
+from tools.commands.loading import load, outline
 from tools.commands.options import add_batch, add_model, rate, seconds, side
 from tools.commands.planning import TOKENS, Job, Plan, is_media, make_plan
 from tools.commands.reporting import Report, size_of
@@ -109,18 +109,19 @@ def _run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
 
 def _dry_run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
     from omnitok.groups import num_groups
-    from omnitok.nn.patch import grid_of
     from video import open_video
 
-    patch = read_config(args.model).patch
+    tok = outline(args.model)
 
     def work(job: Job, update: Update) -> Outcome:
         options = {"fps": args.fps, "size": args.size, "clip": args.clip}
         with open_video(job.src, on_damage=args.on_damage, **options) as reader:
             size = (reader.num_frames, *reader.size)
             warnings = tuple(reader.warnings)
-        groups = None if size[0] is None else num_groups(size[0], patch[0])
-        facts = _facts(size, (groups, *grid_of(size[1:], patch)))
+        groups = None
+        if size[0] is not None:
+            groups = num_groups(size[0], tok.patch[0], tok.causal, tok.window)
+        facts = _facts(size, (groups, *tok.grid(size[1:])))
         return planned(job, args.overwrite, describe(size, facts["num_tokens"]), facts, warnings)
 
     return run_jobs("tokenize", plan, work, report)
