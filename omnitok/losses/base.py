@@ -87,17 +87,17 @@ class LossInputs:
         return self.share(("pictures", count, side), lambda: self._pictures(count, side))
 
     def trunk_features(
-        self, trunk: Trunk, count: int | None, side: int | None
+        self, trunk: Trunk, count: int | None, side: int | None, fast: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Feature maps of `pictures` by layer: of the reconstruction, and of the target."""
 
         def make() -> tuple[list[Tensor], list[Tensor]]:
             recon, target = self.pictures(count, side)
             with torch.no_grad():
-                wanted = trunk(target)
-            return trunk(recon), wanted
+                wanted = trunk(target, fast)
+            return trunk(recon, fast), wanted
 
-        return self.share(("features", id(trunk), count, side), make)
+        return self.share(("features", id(trunk), count, side, fast), make)
 
     def share(self, key: Any, make: Callable[[], T]) -> T:
         """What `make` returned when it was first asked for under `key`."""

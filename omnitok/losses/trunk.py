@@ -49,7 +49,8 @@ class Trunk(nn.Module):
         self._layers, self._least = TRUNKS[name]
         self.num_taps = sum(layer[4] for layer in self._layers)
         for key, tensor in tensors.items():
-            self._keep(key.replace(".", "_"), tensor.float())
+            layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+            self._keep(key.replace(".", "_"), tensor.float().contiguous(memory_format=layout))
         for key, values in (("mean", _MEAN), ("std", _STD)):
             self._keep(key, torch.tensor(values)[:, None, None])
 
@@ -60,11 +61,12 @@ class Trunk(nn.Module):
         """[C] weight of each channel of each tapped layer, for LPIPS."""
         return [self.get_buffer(f"head_{tap}") for tap in range(self.num_taps)]
 
-    def forward(self, x_NCHW: Tensor) -> list[Tensor]:
-        """Feature maps after the tapped layers, in float32.
+    def forward(self, x_NCHW: Tensor, fast: bool = False) -> list[Tensor]:
+        """Feature maps after the tapped layers, as float32.
 
         Args:
             x_NCHW: Pictures in [-1, 1].
+            fast: Convolve in bfloat16.
 
         Raises:
             ValueError: They are too small for the network.
@@ -75,8 +77,9 @@ class Trunk(nn.Module):
                 f"{self.name}; it takes {self._least} at least, so scale them up with side"
             )
         maps = []
-        with torch.autocast(x_NCHW.device.type, enabled=False):
-            x = (x_NCHW.float() - self.get_buffer("mean")) / self.get_buffer("std")
+        x = (x_NCHW.float() - self.get_buffer("mean")) / self.get_buffer("std")
+        x = x.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=fast):
             for number, (_, kernel, stride, pool, tapped) in enumerate(self._layers):
                 if pool:
                     x = F.max_pool2d(x, pool, 2)
@@ -84,7 +87,7 @@ class Trunk(nn.Module):
                 bias = self.get_buffer(f"conv_{number}_bias")
                 x = F.conv2d(x, weight, bias, stride, 2 if kernel == 11 else kernel // 2).relu()
                 if tapped:
-                    maps.append(x)
+                    maps.append(x.float())
         return maps
 
 

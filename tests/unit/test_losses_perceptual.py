@@ -111,6 +111,22 @@ def test_perceptual_losses_train_the_reconstruction_alone_in_float32(network):
     torch.testing.assert_close(again.terms["lpips"], whole.terms["lpips"], rtol=0.05, atol=0)
 
 
+def test_fast_convolutions_give_nearly_the_same_loss_and_gradient(network):
+    target = torch.rand(2, 3, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    gradients, values = [], []
+    for fast in (False, True):
+        recon = (0.9 * target).requires_grad_()
+        loss = losses.build({"lpips": {"network": network, "fast": fast}})
+        total = loss(LossInputs(recon=recon, target=target)).total
+        total.backward()
+        gradients.append(recon.grad.flatten())
+        values.append(total.detach())
+    assert values[1].dtype == torch.float32
+    assert values[0] != values[1]
+    torch.testing.assert_close(values[1], values[0], rtol=0.05, atol=0)
+    assert F.cosine_similarity(*gradients, dim=0) > 0.9
+
+
 def test_equal_frames_give_no_gradient_that_is_not_finite(network):
     both = losses.build({"lpips": {"network": network}, "gram": {"network": network}})
     recon = torch.zeros(1, 3, 1, 64, 64, requires_grad=True)
@@ -121,7 +137,7 @@ def test_equal_frames_give_no_gradient_that_is_not_finite(network):
 def test_losses_on_one_network_compute_its_features_once(network, monkeypatch):
     calls = []
     forward = Trunk.forward
-    monkeypatch.setattr(Trunk, "forward", lambda self, x: calls.append(1) or forward(self, x))
+    monkeypatch.setattr(Trunk, "forward", lambda self, *x: calls.append(1) or forward(self, *x))
     both = losses.build({"lpips": {"network": network}, "gram": {"network": network}})
     both(LossInputs(recon=torch.zeros(1, 3, 1, 64, 64), target=torch.ones(1, 3, 1, 64, 64)))
     assert len(calls) == 2
