@@ -48,6 +48,15 @@ FSQ_LEVELS = {  # of one codebook, by its size
     2**18 + 1: (8,) * 6,
     5**8: (5,) * 8,
 }
+_FIXED = {  # settings that change the network, as they are in all that was published
+    "encoder_attn_mode": "full",
+    "decoder_attn_mode": "full",
+    "encoder_pe_mode": "joint",
+    "decoder_pe_mode": "joint",
+    "use_decoder": True,
+    "quantizer_type": "fsq",
+    "quantizer_chunk_size": 1,
+}
 _NAMES = (  # ours and theirs: the first that fits the start of a name
     (r"(encoder|decoder)\.embed\.", r"\1.input_layer."),
     (r"(encoder|decoder)\.positions\.", r"\1.pos_embedder.position_embedding."),
@@ -96,7 +105,20 @@ def _published_part(name: str) -> str:
 
 
 def config_of(name: str, arch: Mapping[str, Any]) -> TokenizerConfig:
-    """The config that the published `arch_cfg` entries describe."""
+    """The config that the published `arch_cfg` entries describe.
+
+    Raises:
+        ValueError: They ask for something that was never published.
+    """
+    for key, known in _FIXED.items():
+        if arch.get(key, known) != known:
+            raise ValueError(f"{key}={arch[key]!r} is not supported, only {known!r}")
+    values = 3 * math.prod(arch["patch_size"])
+    for key in ("in_channels", "out_channels"):
+        if arch.get(key, values) != values:
+            raise ValueError(
+                f"{key}={arch[key]} must be {values}, the values of a patch {arch['patch_size']}"
+            )
 
     def stack(side: str) -> StackConfig:
         rms = arch[f"{side}_use_rms_norm"]
@@ -116,7 +138,12 @@ def config_of(name: str, arch: Mapping[str, Any]) -> TokenizerConfig:
     quantizer = QuantizerConfig(kind="kl", dim=arch["latent_channels"])
     if arch.get("use_quantizer"):
         books, size = arch["quantizer_num_codebooks"], arch["quantizer_codebook_size"]
-        levels = FSQ_LEVELS[size]
+        levels = FSQ_LEVELS.get(size, ())
+        if books * len(levels) != arch["latent_channels"]:
+            raise ValueError(
+                f"{books} codebooks of {size} codes do not take {arch['latent_channels']} latent "
+                f"channels; the channels of a codebook are known for {sorted(FSQ_LEVELS)} codes"
+            )
         quantizer = QuantizerConfig(
             kind="fsq", dim=books * len(levels), levels=levels, num_codebooks=books
         )

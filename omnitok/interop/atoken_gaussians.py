@@ -27,6 +27,7 @@ from omnitok.nn.layout import LOCAL, SHIFTED, Layout, Partition
 from omnitok.nn.stack import Stack
 
 SOFT_CAP = 30.0
+_FIXED = {"attn_mode": "swin", "perturb_offset": True, "scaling_activation": "softplus"}
 PARTS = {"xyz": 3, "features_dc": 3, "scaling": 3, "rotation": 4, "opacity": 1}  # output channels
 
 
@@ -80,8 +81,15 @@ class GaussianConfig:
 
     @classmethod
     def published(cls, values: Mapping[str, Any]) -> GaussianConfig:
-        """The config that entries of the published yaml describe."""
+        """The config that entries of the published yaml describe.
+
+        Raises:
+            ValueError: They ask for something that was never published.
+        """
         shown = values["representation_config"]
+        for key, known in _FIXED.items():
+            if {**shown, **values}.get(key, known) != known:
+                raise ValueError(f"{key} is not supported, only {known!r}")
         sizes = ("model_channels", "num_heads", "num_blocks", "mlp_channels", "window_size")
         return cls(
             stack=gaussian_stack(*(values[name] for name in sizes)),

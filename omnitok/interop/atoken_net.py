@@ -31,7 +31,7 @@ from omnitok.nn.stack import Stack, StackCache
 from omnitok.quantize import build_quantizer
 
 TABLE_SIDE = 16  # rows and columns of the learned position table
-WINDOW = 4  # latent frames that see each other: 16 frames of video
+WINDOW = 16  # frames of video that see each other
 
 
 @lru_cache(maxsize=64)
@@ -151,6 +151,7 @@ class ATokenModel(nn.Module):
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
+        self.window = max(1, WINDOW // config.patch[0])  # the same in latent frames
         values = 3 * math.prod(config.patch)
         self.encoder = Tower(config.encoder, values)
         self.head = PoolingHead(config.encoder)
@@ -183,7 +184,7 @@ class ATokenModel(nn.Module):
         many, _, *size = x_BCTHW.shape
         x_BGNP = patchify(pad_clip(x_BCTHW, self.config.patch), self.config.patch)
         grid = grid_of((size[1], size[2]), self.config.patch)
-        steps = grid_steps(((x_BGNP.shape[1], *grid),) * many, WINDOW, 0, self.device)
+        steps = grid_steps(((x_BGNP.shape[1], *grid),) * many, self.window, 0, self.device)
         moments_NL = self.proj(self.encode(x_BGNP.flatten(0, 2), steps))
         quantized = self.quantizer(moments_NL[:, : self.quantizer.input_dim])
         x_NP = self.decode(quantized.z_q, steps)

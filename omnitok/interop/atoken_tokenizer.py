@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from omnitok.config import TokenizerConfig
 from omnitok.interop.atoken_layout import Grid, Items, Step, grid_items, grid_steps, items_of, steps
-from omnitok.interop.atoken_net import WINDOW, ATokenModel, pad_clip
+from omnitok.interop.atoken_net import ATokenModel, pad_clip
 from omnitok.interop.base import PublishedTokenizer
 from omnitok.nn.patch import patchify, unpatchify
 from omnitok.nn.stack import StackCache
 from omnitok.quantize import KL
+from omnitok.quantize.kl import reparameterise
 
 
 class ATokenTokenizer(PublishedTokenizer):
@@ -46,7 +47,7 @@ class ATokenTokenizer(PublishedTokenizer):
 
     def __init__(self, model: ATokenModel, weights_sha256: str) -> None:
         super().__init__(model, weights_sha256)
-        self.stride, self.kept = WINDOW * self.patch[0], 0
+        self.stride, self.kept = self.model.window * self.patch[0], 0
 
     def keep_frames(self, kept: int, stride: int | None = None) -> None:
         """Set how clips are decoded from now on; tokens do not change.
@@ -59,7 +60,7 @@ class ATokenTokenizer(PublishedTokenizer):
             ValueError: They are not whole groups.
         """
         group = self.patch[0]
-        stride = WINDOW * group - kept if stride is None else stride
+        stride = self.model.window * group - kept if stride is None else stride
         if kept < 0 or stride < group or kept % group or stride % group:
             raise ValueError(
                 f"kept={kept} and stride={stride} frames must be multiples of {group}, and stride "
@@ -73,7 +74,7 @@ class ATokenTokenizer(PublishedTokenizer):
         """See `PublishedTokenizer.run_encoder`."""
         x_BGNP = patchify(x_BCTHW, self.patch)
         grid = (x_BGNP.shape[1], *self.grid((x_BCTHW.shape[3], x_BCTHW.shape[4])))
-        now = grid_steps((grid,) * len(x_BGNP), WINDOW, 0, self.device)
+        now = grid_steps((grid,) * len(x_BGNP), self.model.window, 0, self.device)
         z_NL = self._latents_of(self.model.encode(x_BGNP.flatten(0, 2), now), generator)
         return rearrange(z_NL, "(b t y x) c -> b c t y x", t=grid[0], y=grid[1], x=grid[2])
 
@@ -82,7 +83,7 @@ class ATokenTokenizer(PublishedTokenizer):
         return self._decode_next(z_BcTHW, StackCache())
 
     def _frames_at_once(self, cache: StackCache) -> int:
-        return WINDOW * self.patch[0]
+        return self.model.window * self.patch[0]
 
     def _groups_at_once(self, cache: StackCache) -> int:
         return self.stride // self.patch[0]
@@ -111,7 +112,9 @@ class ATokenTokenizer(PublishedTokenizer):
         moments_NL: Tensor = self.model.proj(x_ND)
         quantizer = self.model.quantizer
         if generator is not None and isinstance(quantizer, KL):
-            return quantizer.sample(moments_NL, generator)
+            mean, logvar = moments_NL.float().chunk(2, dim=-1)  # as published: not clamped
+            noise = torch.empty_like(mean).normal_(generator=generator)
+            return reparameterise(mean, logvar, noise).to(moments_NL.dtype)
         return moments_NL[:, : quantizer.dim]
 
     @overload
@@ -161,7 +164,7 @@ class ATokenTokenizer(PublishedTokenizer):
             (-(-x.shape[1] // self.patch[0]), *self.grid((x.shape[2], x.shape[3]))) for x in clips
         ]
         features: list[list[Tensor]] = [[] for _ in clips]
-        span = WINDOW * self.patch[0]
+        span = self.model.window * self.patch[0]
         for start in range(0, max(x.shape[1] for x in clips), span):
             there = [i for i, x in enumerate(clips) if x.shape[1] > start]
             tokens, now = [], []
@@ -170,7 +173,7 @@ class ATokenTokenizer(PublishedTokenizer):
                 x_BGNP = patchify(pad_clip(x, self.patch, start == 0), self.patch)
                 tokens.append(x_BGNP.flatten(0, 2))
                 now.append((x_BGNP.shape[1], *grids[i][1:]))
-            step = grid_steps(tuple(now), WINDOW, 0, self.device)
+            step = grid_steps(tuple(now), self.model.window, 0, self.device)
             x_ND = self.model.encode(torch.cat(tokens), step)
             for i, part in zip(there, torch.split(x_ND, [len(t) for t in tokens]), strict=True):
                 features[i].append(part)
@@ -223,4 +226,4 @@ class ATokenTokenizer(PublishedTokenizer):
                 "integers [N, 4] (object, x, y, z)"
             )
         coords = F.pad(coords_NA.cpu().long(), (0, 1))[:, [0, 4, 1, 2, 3]]  # at t = 0
-        return list(steps(coords.numpy(), WINDOW, 0, self.device))
+        return list(steps(coords.numpy(), self.model.window, 0, self.device))

@@ -19,7 +19,7 @@ from omnitok.checkpoint import build
 from omnitok.interop.atoken import GAUSSIANS, published_gaussian_name, to_ours
 from omnitok.interop.atoken_gaussians import GaussianConfig, GaussianDecoder, sines, spread
 from omnitok.interop.atoken_layout import items_of, steps
-from omnitok.interop.atoken_net import WINDOW, ATokenModel
+from omnitok.interop.atoken_net import ATokenModel
 from omnitok.interop.atoken_pixels import (
     dense_tokens,
     frames_alone,
@@ -53,7 +53,7 @@ CPU = torch.device("cpu")
 def test_results_equal_those_of_the_published_code(golden: Golden, case: str):
     model, recorded = tokenizer(golden).model, golden.recorded(case)
     patches, coords = inputs(golden, case)
-    windows = list(steps(coords.numpy(), WINDOW, 0, CPU))
+    windows = list(steps(coords.numpy(), model.window, 0, CPU))
     got = {"tokens": patches, "coords": coords}
     got["enc_full"] = model.encode(patches, windows)
     got["pooled_raw"] = model.head(got["enc_full"], items_of(coords[:, 0].numpy(), CPU))
@@ -127,12 +127,12 @@ class Listener:
 def test_what_is_on_the_way_equals_that_of_the_published_code(golden: Golden, case: str):
     model = fresh_tokenizer(golden).model
     patches, coords = inputs(golden, case)
-    (step,) = steps(coords.numpy(), WINDOW, 0, CPU)
+    (step,) = steps(coords.numpy(), model.window, 0, CPU)
     order = step.layout.partitions["global"].order
     listeners = {side: Listener(model, side) for side in ("encoder", "decoder")}
     z, _ = bottleneck(model, model.proj(model.encode(patches, [step])))
     model.decode(z, [step])
-    which = (coords[:, 1] - coords[:, 1].min()) // WINDOW
+    which = (coords[:, 1] - coords[:, 1].min()) // model.window
     for name in sorted(n for n in golden.recorded(case) if re.match(r"win\d+\.(en|de)coder", n)):
         window, side, part = name.split(".", 2)
         inside = which == int(window[3:])
