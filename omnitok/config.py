@@ -103,6 +103,45 @@ class StackConfig:
 
 
 @dataclass(kw_only=True, slots=True)
+class PlanesConfig:
+    """How a 3D asset becomes tokens: as three planes of patches that cross in its box.
+
+    Attributes:
+        side: Tokens on a side of a plane.
+        cells: Cells of the raster on a side of a token.
+        bins: Cells along the axis that a plane leaves out, each with its share of inside.
+        views: Further channels of a cell: what the shape looks like along that axis.
+        fine: Cells of a decoded plane on a side of a token.
+        features: Channels of a decoded plane.
+        hidden: Width of the layers that turn features at a point into its field.
+    """
+
+    side: int = 16
+    cells: int = 4
+    bins: int = 64
+    views: int = 10
+    fine: int = 4
+    features: int = 32
+    hidden: int = 64
+
+    def __post_init__(self) -> None:
+        hold_to_types(self)
+        for field_ in fields(self):
+            if not 1 <= (value := getattr(self, field_.name)) <= 4096:
+                raise ValueError(f"planes {field_.name}={value} must be between 1 and 4096")
+
+    @property
+    def channels(self) -> int:
+        """Channels of a cell of the raster."""
+        return self.bins + self.views
+
+    @property
+    def raster(self) -> int:
+        """Cells on a side of the raster of a plane."""
+        return self.side * self.cells
+
+
+@dataclass(kw_only=True, slots=True)
 class TokenizerConfig:
     """Everything needed to rebuild a tokenizer.
 
@@ -113,6 +152,7 @@ class TokenizerConfig:
         encoder: Stack before the bottleneck.
         decoder: Stack after it.
         quantizer: The bottleneck.
+        planes: How 3D assets enter; None for a tokenizer without a 3D stage.
     """
 
     name: str
@@ -120,6 +160,7 @@ class TokenizerConfig:
     decoder: StackConfig
     quantizer: QuantizerConfig
     patch: tuple[int, int, int] = field(default=(4, 8, 8))
+    planes: PlanesConfig | None = None
 
     def __post_init__(self) -> None:
         self.patch = triple("patch", self.patch)
@@ -127,12 +168,17 @@ class TokenizerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-friendly dict that `from_dict` reads back."""
-        return asdict(self)
+        values = asdict(self)
+        if self.planes is None:  # as before there were any, so that equal weights look equal
+            del values["planes"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TokenizerConfig:
         """Rebuild a config; an unknown, missing or misshapen entry is a ValueError."""
         parts = {"encoder": StackConfig, "decoder": StackConfig, "quantizer": QuantizerConfig}
+        if isinstance(values, Mapping) and values.get("planes") is not None:
+            parts["planes"] = PlanesConfig
         reject_unknown("tokenizer config", values, cls)
         built = dict(values)
         try:

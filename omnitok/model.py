@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from omnitok.config import TokenizerConfig
-from omnitok.nn.layout import Layout, grid_layout
+from omnitok.nn.layout import Layout, grid_layout, planes_layout
 from omnitok.nn.patch import grid_of, pad_frames, patchify, unpatchify
 from omnitok.nn.stack import Stack, StackCache
+from omnitok.planes import PlaneBatch, PlaneParts, PlaneResult, field_losses
 from omnitok.quantize import Quantized, build_quantizer
 
 
@@ -53,6 +54,7 @@ class Autoencoder(nn.Module):
         self.decoder = Stack(config.decoder)
         self.head_first = nn.Linear(deep, still)
         self.head = nn.Linear(deep, moving)
+        self.planes = PlaneParts(config.planes, wide, deep) if config.planes else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -66,6 +68,8 @@ class Autoencoder(nn.Module):
             for block in stack.blocks:
                 nn.init.zeros_(block.attention.out.weight)  # type: ignore[union-attr, arg-type]
                 nn.init.zeros_(block.mlp.down.weight)  # type: ignore[union-attr, arg-type]
+        if self.planes is not None:
+            self.planes.reset_parameters()
 
     def layout(self, side: str, grid: tuple[int, int]) -> Layout:
         """The layout that the "encoder" or the "decoder" uses for frames of `grid` patches."""
@@ -132,3 +136,37 @@ class Autoencoder(nn.Module):
         grid = grid_of((height, width), self.config.patch)
         recon = self.decode_groups(quantized.z_q, grid)
         return Reconstruction(recon[:, :, :frames, :height, :width], quantized)
+
+    # 3D assets
+
+    def _plane_parts(self) -> PlaneParts:
+        if self.planes is None:
+            raise ValueError(
+                f"the weights of {self.config.name!r} carry no 3D stage; use weights that do"
+            )
+        return self.planes
+
+    def encode_planes(self, raster_BPCRR: Tensor) -> Tensor:
+        """Rasters of 3D assets to [B, 1, N, L] before quantization (KL: mean and log variance)."""
+        parts = self._plane_parts()
+        layout = planes_layout(parts.config.side, raster_BPCRR.device)
+        return self.to_latent(self.encoder(parts.tokens(raster_BPCRR), layout))  # type: ignore[no-any-return]
+
+    def decode_planes(self, z_BGNL: Tensor) -> Tensor:
+        """Quantized latents [B, 1, N, L] to planes [B, P, C, R, R] (see `PlaneParts.field_at`)."""
+        parts = self._plane_parts()
+        layout = planes_layout(parts.config.side, z_BGNL.device)
+        return parts.planes(self.decoder(parts.place(self.from_latent(z_BGNL)), layout))
+
+    def forward_planes(self, batch: PlaneBatch) -> PlaneResult:
+        """Encode, quantize and decode 3D assets, and compare their fields with the truth.
+
+        The sum of `losses` (weights 1, 1, 1e-4) and of `quantized.losses` is to be minimised.
+        """
+        parts = self._plane_parts()
+        quantized = self.quantizer(self.encode_planes(batch.raster))
+        planes = self.decode_planes(quantized.z_q)
+        field, _ = parts.field_at(planes, batch.points)
+        _, colors = parts.field_at(planes, batch.surface)
+        losses = field_losses(field, colors, planes, batch)
+        return PlaneResult(field, colors, quantized, losses)

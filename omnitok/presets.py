@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
-from omnitok.config import StackConfig, TokenizerConfig
+from omnitok.config import PlanesConfig, StackConfig, TokenizerConfig
 from omnitok.quantize.base import QuantizerConfig
 
 FSQ_64000 = (8, 8, 8, 5, 5, 5)  # 15.97 bits; levels of Mentzer et al. 2023, arXiv:2309.15505
@@ -47,6 +48,11 @@ def tiny_kl() -> TokenizerConfig:
     return _windowed("tiny-kl", QuantizerConfig(kind="kl", dim=16))
 
 
+def tiny_3d() -> TokenizerConfig:
+    """`tiny-kl` with a 3D stage: 768 tokens for a 3D asset."""
+    return replace(tiny_kl(), name="tiny-3d", planes=PlanesConfig())
+
+
 def small() -> TokenizerConfig:
     """30 M parameters, a shape to train."""
     return _mixed("small", 512, 4, 6)
@@ -82,7 +88,15 @@ def so400m() -> TokenizerConfig:
     )
 
 
-_ALL: tuple[Callable[[], TokenizerConfig], ...] = (tiny, tiny_kl, small, base, large, so400m)
+_ALL: tuple[Callable[[], TokenizerConfig], ...] = (
+    tiny,
+    tiny_kl,
+    tiny_3d,
+    small,
+    base,
+    large,
+    so400m,
+)
 PRESETS = {f.__name__.replace("_", "-"): f for f in _ALL}
 
 

@@ -261,3 +261,23 @@ class Preprocess(_Facts):
     clip: tuple[float | None, float | None] | None = None
     pad: tuple[int, int, int] = (0, 0, 0)
     window: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement(_Facts):
+    """Where a 3D asset lies in its own coordinates; tokens hold it in the box from -1 to 1.
+
+    Attributes:
+        scale: Length of the source for a length of 1 in the box.
+        offset: The point of the source at the middle of the box.
+        colors: Whether the source has colours.
+    """
+
+    scale: float
+    offset: tuple[float, float, float]
+    colors: bool
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.scale > 0:
+            raise TokensError(f"the scale of a 3D asset is {self.scale}; expected more than 0")

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import torch
 
-from omnitok.config import StackConfig
+from omnitok.config import PlanesConfig, StackConfig
 from omnitok.model import Autoencoder
+from omnitok.planes import PlaneBatch
 from omnitok.presets import preset
 from omnitok.tokenizer import Tokenizer
 
@@ -45,3 +46,23 @@ def noise(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
     """uint8 [T, 3, H, W]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def plane_batch(
+    config: PlanesConfig, batch: int = 1, points: int = 16, seed: int = 0
+) -> PlaneBatch:
+    """Random 3D assets as a training step takes them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def rand(*shape: int) -> torch.Tensor:
+        return torch.rand(*shape, generator=generator)
+
+    return PlaneBatch(
+        raster=rand(batch, 3, config.channels, config.raster, config.raster),
+        points=rand(batch, points, 3) * 2 - 1,
+        inside=rand(batch, points).round(),
+        weights=torch.ones(batch, points),
+        surface=rand(batch, points, 3) * 2 - 1,
+        colors=rand(batch, points, 3),
+        colored=torch.ones(batch),
+    )

@@ -52,6 +52,7 @@ class Source:
     args: list[str] = field(default_factory=list)  # further options for the client
     images: list[str] = field(default_factory=list)
     videos: list[str] = field(default_factory=list)
+    meshes: list[str] = field(default_factory=list)  # see `tools.corpus_meshes`
     val: list[str] = field(default_factory=list)  # the others train
     exclude: list[str] = field(default_factory=list)
     same_as: str = ""  # local copies: not used where this source was fetched
@@ -75,7 +76,7 @@ class Item:
 
     path: Path
     key: str
-    kind: str  # images or videos
+    kind: str  # images, videos or meshes
     split: str  # train or val
     source: str
     licence: str
@@ -112,8 +113,8 @@ def select(source: Source, folder: Path) -> list[Item]:
         inside = path.relative_to(folder).as_posix()
         if _matches(inside, source.exclude):
             continue
-        for kind, patterns in (("images", source.images), ("videos", source.videos)):
-            if _matches(inside, patterns):
+        for kind in ("images", "videos", "meshes"):
+            if _matches(inside, getattr(source, kind)):
                 split = "val" if _matches(inside, source.val) else "train"
                 key = f"{source.name}/{inside}"
                 items.append(Item(path, key, kind, split, source.origin, source.licence))
@@ -341,10 +342,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.corpus", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("corpus"))
     parser.add_argument("--extra", type=Path, action="append", default=[], metavar="DIR")
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--config", type=Path, help="other sources than those of configs/")
+    parser.add_argument("--meshes", action="store_true", help="build the 3D part instead")
     parser.add_argument("--clean", action="store_true", help="delete the packages afterwards")
     args = parser.parse_args(argv)
-    manifest = build(load_sources(args.config), args.extra, args.out)
+    if args.meshes:
+        from tools.corpus_meshes import report
+
+        report(args.config, args.extra, args.out)
+        return 0
+    manifest = build(load_sources(args.config or CONFIG), args.extra, args.out)
     if args.clean:
         shutil.rmtree(args.out / "packages", ignore_errors=True)
     for line in manifest["skipped"]:

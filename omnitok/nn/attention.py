@@ -23,6 +23,7 @@ from omnitok.nn.rope import rotate, rotate_
 
 KeysValues = tuple[Tensor, Tensor]
 QK_NORMS = (False, True, "affine")
+EXPLICIT_KEYS = 256  # up to which the explicit product is trained faster on a CPU
 EPS = 1e-6  # added to the mean squares of queries and keys
 AFFINE_EPS = 1e-26  # the same, where a gain follows: only keeps zeros finite
 
@@ -187,11 +188,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, soft_cap: float | None
     """Softmax attention over all keys: [..., H, Q, K] queries, [..., H, S, K] keys and values.
 
     A soft cap c makes scores s into c tanh(s / c) (Gemma Team 2024, arXiv:2408.00118, section 2).
-    The backward pass of the fused kernel is 1.5 times slower on a CPU than that of the explicit
-    product over windows of this size (docs/decisions.md), so a CPU trains with the latter.
+    The backward pass of the fused kernel is slower on a CPU than that of the explicit product over
+    small windows (docs/decisions.md), so a CPU trains with the latter there.
     """
     training = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
-    if training or soft_cap is not None:
+    if (training and k.shape[-2] <= EXPLICIT_KEYS) or soft_cap is not None:
         scores = (q @ k.transpose(-1, -2)).float() * scale
         if soft_cap is not None:
             scores = (scores / soft_cap).tanh() * soft_cap

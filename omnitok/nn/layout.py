@@ -122,3 +122,24 @@ def grid_layout(height: int, width: int, window: int, device: torch.device) -> L
     }
     placed = {k: Partition(p.order.to(device), p.runs) for k, p in partitions.items()}
     return Layout(coords.to(device), placed)
+
+
+@lru_cache(maxsize=16)
+def planes_layout(side: int, device: torch.device) -> Layout:
+    """The layout of three planes of `side` x `side` tokens that cross: xy, then xz, then yz.
+
+    A token lies at its place on its own two axes and at 0 on the third, so that an image is an xy
+    plane. All tokens attend to each other in every layer: planes must exchange what they hold.
+
+    Args:
+        side: Tokens on a side.
+        device: Where the tables live.
+    """
+    places = torch.arange(side, dtype=torch.float64) + 0.5
+    a, b = (axis.flatten() for axis in torch.meshgrid(places, places, indexing="ij"))
+    zero = torch.zeros_like(a)
+    rows = [(zero, a, b, zero), (zero, a, zero, b), (zero, zero, a, b)]  # t x y z
+    coords = torch.cat([torch.stack(row, dim=-1) for row in rows])
+    count = 3 * side * side
+    whole = Partition(torch.arange(count, device=device), ((1, count),))
+    return Layout(coords.to(device), dict.fromkeys(LAYER_KINDS, whole))

@@ -14,7 +14,7 @@ from omnitok.nn.layout import LAYER_KINDS, grid_layout
 from omnitok.nn.rope import rotary_phasors, rotate
 from omnitok.nn.stack import Stack, StackCache
 from omnitok.presets import PRESETS
-from tests.small_models import small_model
+from tests.small_models import plane_batch, small_model
 
 CPU = torch.device("cpu")
 
@@ -203,6 +203,8 @@ def test_gradients_reach_every_parameter(name):
     model = small_model(name)
     result = model(torch.rand(1, 3, 9, 32, 32) * 2 - 1)
     loss = result.recon.square().mean() + sum(result.quantized.losses.values())
+    if model.planes is not None:
+        loss = loss + sum(model.forward_planes(plane_batch(model.config.planes)).losses.values())
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
 
