@@ -25,6 +25,7 @@ from omnitok.nn.rope import rotate, rotate_
 EPS = 1e-5  # of all norms
 SHARPNESS = 8.0  # of the cosine between a query and a key
 ROPE_BASE = 10000.0
+TOKENS_AT_ONCE = 1024  # where there is no graph: what is made of them stays in a CPU's caches
 SLOPE = 0.1  # of the rectifier between the layers that make the learned bias
 
 
@@ -63,9 +64,10 @@ class PositionConvolution(nn.Module):
         if x.shape[2] == 1:  # only one of the three taps in time meets a frame
             tap = self.weight[:, :, 2 if self.causal else 1]
             y = F.conv2d(x[:, :, 0], tap, self.bias, padding=1, groups=len(tap))[:, :, None]
-        else:
-            x = F.pad(x, (1, 1, 1, 1, *((2, 0) if self.causal else (1, 1))))
-            y = F.conv3d(x, self.weight, self.bias, groups=len(self.weight))
+        else:  # a causal one must not see what lies behind: its last two results go
+            time = 2 if self.causal else 1
+            y = F.conv3d(x, self.weight, self.bias, padding=(time, 1, 1), groups=len(self.weight))
+            y = y[:, :, : x.shape[2]]
         return rearrange(y, "b d t y x -> b t y x d").contiguous()
 
 
@@ -171,8 +173,8 @@ class WindowAttention(nn.Module):
         q_SHNK, k_SHNK, v_SHNK = qkv.unbind(0)
         index = displacements(self.window, self.window, x_SND.device)[1]
         bias_HNN = rearrange(self.table[index], "q k h -> h q k")
-        bias_HNN = bias_HNN.type_as(qkv)
-        o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_HNN)
+        bias_1HNN = bias_HNN.type_as(qkv)[None]  # the fused kernel takes four axes
+        o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_1HNN)
         return self.out(rearrange(o_SHNK, "s h n k -> s n (h k)"))  # type: ignore[no-any-return]
 
 
@@ -194,17 +196,18 @@ class Block(nn.Module):
         self.mlp = MLP("geglu", config.width, config.mlp_hidden, bias=False)
 
     def forward(self, x_SND: Tensor, place: Place) -> Tensor:
-        """[S, N, D] to [S, N, D]; without a graph, in place."""
+        """[S, N, D] to [S, N, D]; without a graph, in place, a few sequences at a time."""
+        graph = needs_graph(x_SND)
         if self.peg is not None:
-            t, y, x = place.volume
-            volume = x_SND.view(-1, t, y, x, x_SND.shape[-1])
-            x_SND = self._add(x_SND, self.peg(volume).view_as(x_SND))
-        x_SND = self._add(x_SND, self.attention(x_SND, place))
-        return self._add(x_SND, self.mlp(self.mlp_norm(x_SND)))
-
-    @staticmethod
-    def _add(x: Tensor, y: Tensor) -> Tensor:
-        return x + y if needs_graph(x) else x.add_(y)
+            moved = self.peg(x_SND.view(-1, *place.volume, x_SND.shape[-1])).view_as(x_SND)
+            x_SND = x_SND + moved if graph else x_SND.add_(moved)
+        if graph:
+            x_SND = x_SND + self.attention(x_SND, place)
+            return x_SND + self.mlp(self.mlp_norm(x_SND))
+        for part in x_SND.split(max(1, TOKENS_AT_ONCE // x_SND.shape[1])):
+            part.add_(self.attention(part, place))
+            part.add_(self.mlp(self.mlp_norm(part)))
+        return x_SND
 
 
 @lru_cache(maxsize=64)

@@ -35,6 +35,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D]."""
+        if self.kind == "geglu" and not needs_graph(x):  # halves that lie apart are faster to gate
+            biases = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
+            value, gate = map(F.linear, (x, x), self.up.weight.chunk(2), biases)
+            return self.down(F.gelu(gate).mul_(value))  # type: ignore[no-any-return]
         hidden = self.up(x)
         if self.kind == "swiglu":
             gate, value = hidden.chunk(2, dim=-1)
@@ -43,7 +47,5 @@ class MLP(nn.Module):
             return self.down(F.silu(gate, inplace=True).mul_(value))  # type: ignore[no-any-return]
         if self.kind == "geglu":
             value, gate = hidden.chunk(2, dim=-1)
-            if needs_graph(x):
-                return self.down(value * F.gelu(gate))  # type: ignore[no-any-return]
-            return self.down(F.gelu(gate).mul_(value))  # type: ignore[no-any-return]
+            return self.down(value * F.gelu(gate))  # type: ignore[no-any-return]
         return self.down(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]

@@ -70,10 +70,11 @@ class VQ(DiscreteQuantizer):
         """Nearest rows, in float64 so that the answer depends on neither device nor batch."""
         dtype = torch.float32 if z.device.type == "mps" else torch.float64  # mps has no float64
         rows_KVC = self._rows().to(dtype)
-        minus_half_K1V = rows_KVC.square().sum(-1).unsqueeze(1) / -2
-        at_once = max(1, _SCORES_AT_ONCE // minus_half_K1V.numel())
+        minus_half_KV1 = rows_KVC.square().sum(-1, keepdim=True) / -2
+        rows_KVC = torch.cat([rows_KVC, minus_half_KV1], dim=-1)  # for one more channel of ones
+        at_once = max(1, _SCORES_AT_ONCE // minus_half_KV1.numel())
         codes = [
-            torch.baddbmm(minus_half_K1V, z_KNC.to(dtype), rows_KVC.mT).max(-1).indices
+            torch.bmm(F.pad(z_KNC.to(dtype), (0, 1), value=1.0), rows_KVC.mT).max(-1).indices
             for z_KNC in torch.split(self._split(z), at_once, dim=1)
         ]
         return torch.cat(codes, dim=1).T.reshape(*z.shape[:-1], self.num_codebooks)
