@@ -148,12 +148,12 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def build(
-    losses: Mapping[str, LossConfig | Mapping[str, Any]], *, teacher: Teacher | None = None
+    losses: Mapping[str, LossConfig | Mapping[str, Any] | float], *, teacher: Teacher | None = None
 ) -> LossSet:
     """Losses from their configs.
 
     Args:
-        losses: Config of each loss, or its fields, by name (see `CONFIGS`).
+        losses: Config of each loss, or its fields, or its weight alone, by name (see `CONFIGS`).
         teacher: Frozen image encoder for "distill": [N, 3, H, W] in [-1, 1] to [N, E].
 
     Raises:
@@ -163,6 +163,8 @@ def build(
     trunks: dict[str, Trunk] = {}
     built: dict[str, Loss] = {}
     for name, given in losses.items():
+        if isinstance(given, float | int):
+            given = {"weight": float(given)}
         config = config_of(name, given) if isinstance(given, Mapping) else given
         if not isinstance(config, CONFIGS[known_name(name)]):
             raise ValueError(

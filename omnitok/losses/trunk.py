@@ -41,12 +41,13 @@ class Trunk(nn.Module):
     Attributes:
         name: "lpips-alex" or "lpips-vgg".
         sha256: Hash of the weights (see `omnitok.checkpoint.hash_weights`).
+        least: Smallest side of a picture in pixels.
     """
 
     def __init__(self, name: str, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         self.name, self.sha256 = name, hash_weights(tensors)
-        self._layers, self._least = TRUNKS[name]
+        self._layers, self.least = TRUNKS[name]
         self.num_taps = sum(layer[4] for layer in self._layers)
         for key, tensor in tensors.items():
             layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
@@ -71,10 +72,10 @@ class Trunk(nn.Module):
         Raises:
             ValueError: They are too small for the network.
         """
-        if min(x_NCHW.shape[2:]) < self._least:
+        if min(x_NCHW.shape[2:]) < self.least:
             raise ValueError(
                 f"pictures of {x_NCHW.shape[3]}x{x_NCHW.shape[2]} pixels are too small for "
-                f"{self.name}; it takes {self._least} at least, so scale them up with side"
+                f"{self.name}; it takes {self.least} at least, so scale them up with side"
             )
         maps = []
         x = (x_NCHW.float() - self.get_buffer("mean")) / self.get_buffer("std")

@@ -287,11 +287,18 @@ def test_a_semantic_loss_says_what_it_lacks():
 
 def test_a_set_sums_weighted_terms_and_reports_each_unweighted():
     given = inputs()
-    result = losses.build({"l1": {"weight": 4.0}, "l2": losses.CONFIGS["l2"](weight=0.5)})(given)
-    l1, l2 = F.l1_loss(given.recon, given.target), F.mse_loss(given.recon, given.target)
+    config = {"l1": {"weight": 4.0}, "l2": losses.CONFIGS["l2"](weight=0.5), "huber": 2}
+    result = losses.build(config)(given)
+    pair = given.recon, given.target
+    terms = {
+        "l1": F.l1_loss(*pair),
+        "l2": F.mse_loss(*pair),
+        "huber": F.smooth_l1_loss(*pair, beta=0.1),
+    }
     assert not any(term.requires_grad for term in result.terms.values())
-    torch.testing.assert_close(result.terms, {"l1": l1.detach(), "l2": l2.detach()})
-    torch.testing.assert_close(result.total, 4 * l1 + 0.5 * l2)
+    torch.testing.assert_close(result.terms, {k: term.detach() for k, term in terms.items()})
+    wanted = 4 * terms["l1"] + 0.5 * terms["l2"] + 2 * terms["huber"]
+    torch.testing.assert_close(result.total, wanted)
 
 
 def test_losses_that_look_at_one_frame_look_at_the_same_one():

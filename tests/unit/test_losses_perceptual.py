@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from small_networks import save_network
 from torch.nn import functional as F
 
 from omnitok import losses
@@ -22,20 +23,9 @@ from tools.corpus_fetch import FetchError
 DATA = Path(os.environ.get("OMNITOK_DATA") or Path(__file__).parents[3] / "shared/data")
 
 
-def save_random(path: Path, name: str = "lpips-alex") -> str:
-    random = torch.Generator().manual_seed(0)
-    tensors = {
-        key: torch.randn(shape, generator=random) * (shape[0] * 3) ** -0.5
-        for key, shape in shapes(name).items()
-    }
-    tensors = {k: v.abs() if k.startswith("head") else v for k, v in tensors.items()}
-    save_file(tensors, path, {NETWORK_KEY: name})
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_random(tmp_path_factory.mktemp("networks") / "alex.safetensors")
+    return str(save_network(tmp_path_factory.mktemp("networks"), "lpips-alex"))
 
 
 def picture(name: str) -> torch.Tensor:

@@ -1,25 +1,26 @@
-"""`omnitok eval`: scores of tokenizers on held-out clips, beside baselines of equal size."""
+"""`omnitok eval`: scores of tokenizers beside baselines of equal size, in one table."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tools.commands.errors import DONE, UsageError
-from tools.commands.loading import load
+from tools.commands import eval_data, protocol
+from tools.commands.errors import BUG, DONE, FAILED, InputError, UsageError
+from tools.commands.eval_methods import LinearBaselines, codebook_use, methods
+from tools.commands.eval_run import evaluate
+from tools.commands.eval_table import describe, per_file, table, text_for
+from tools.commands.loading import load, pick_device
 from tools.commands.options import add_compute, add_json, side
 from tools.commands.reporting import Report
-from tools.commands.scoring import (
-    Baselines,
-    Result,
-    codebook_use,
-    evaluate,
-    from_folder,
-    held_out,
-)
+
+if TYPE_CHECKING:
+    from omnitok import Tokenizer
+
+__all__ = ["add_parser", "run", "table"]
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -27,9 +28,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "eval",
         help="score tokenizers on held-out clips",
-        description="Scores every held-out clip and image of a corpus, or every video and image "
-        "of a folder: the short side is scaled to S, the centre cut out, the first N frames "
-        "taken. Baselines of equal size are fitted to the training split of the corpus.",
+        description="Scores every video and image of a folder, or what a corpus holds out, as a "
+        "protocol says, beside PCA, JPEG, WebP, x264 and AV1 of equal size. PCA is fitted to the "
+        "training split of the corpus.",
+        epilog=f"Protocols: {', '.join(protocol.names())}, or a JSON file like those in "
+        "tools/protocols. LPIPS and feature distances need networks: python -m tools.feature_nets.",
     )
     parser.add_argument(
         "--model",
@@ -38,21 +41,44 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="a name from `omnitok models`, or a weights file; may be given several times "
         "(default: tiny and tiny-kl)",
     )
+    parser.add_argument("--data", metavar="DIR", help="score the files of this folder")
     parser.add_argument("--corpus", metavar="DIR", default="corpus", help="made by `make corpus`")
-    parser.add_argument("--data", metavar="DIR", help="score the files of this folder instead")
-    parser.add_argument("--frames", type=count, metavar="N", default=33, help="default: 33")
-    parser.add_argument("--size", type=side, metavar="S", default=256, help="default: 256 pixels")
+    parser.add_argument(
+        "--protocol", metavar="NAME|FILE", help=f"what to cut out of files ({protocol.DEFAULT})"
+    )
+    parser.add_argument("--frames", type=count, metavar="N", help="other than the protocol's")
+    parser.add_argument("--size", type=side, metavar="S", help="other than the protocol's")
     parser.add_argument(
         "--tokens",
-        type=count,
+        type=number,
         metavar="N",
-        default=2_000_000,
-        help="training tokens on which to count the use of a codebook (default: 2000000)",
+        default=0,
+        help="count the use of codebooks on so many training tokens of the corpus as well",
     )
-    parser.add_argument("-o", "--output", metavar="FILE", help="write the result here as well")
+    parser.add_argument(
+        "--probe", metavar="DIR", help="labelled files, one subfolder for each class"
+    )
+    parser.add_argument("--networks", metavar="DIR", help="made by python -m tools.feature_nets")
+    parser.add_argument("--only-models", action="store_true", help="leave out all baselines")
+    parser.add_argument(
+        "-o",
+        "--output",
+        action="append",
+        metavar="FILE",
+        default=[],
+        help="write the table here as well: .md, .csv or .json; may be given several times",
+    )
+    parser.add_argument("--per-file", metavar="FILE", help="write a csv of every file's scores")
     add_compute(parser)
     add_json(parser)
     parser.set_defaults(run=run)
+
+
+def number(text: str) -> int:
+    """A number of things, 0 or more."""
+    if not text.isascii() or not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text[:12])
 
 
 def count(text: str) -> int:
@@ -64,6 +90,10 @@ def count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
+    from tools.commands.probing import labelled, probe
+    from tools.commands.scoring import Networks
+    from tools.feature_nets import folder
+
     report = Report(json=args.json)
     corpus = Path(args.corpus)
     has_corpus = (corpus / "train" / "videos.json").exists()
@@ -72,74 +102,87 @@ def run(args: argparse.Namespace) -> int:
             f"there is no corpus in {corpus}; run `make corpus`, name its folder with --corpus, or "
             "a folder of your own videos and images with --data"
         )
+    chosen = _protocol(args)
     models = {name: load(name, args) for name in args.model or ("tiny", "tiny-kl")}
-    sets = (
-        held_out(corpus, args.frames, args.size)
+    files = labelled(args.probe) if args.probe else []
+    sources = eval_data.choose(
+        eval_data.from_corpus(corpus, chosen)
         if args.data is None
-        else from_folder(args.data, args.frames, args.size)
+        else eval_data.from_folder(args.data, chosen),
+        chosen,
     )
-    baselines = Baselines(corpus) if has_corpus else None
-    if baselines is None:
-        report.note(f"no baselines and no codebook use: there is no corpus in {corpus}")
-    results = evaluate(sets, models, baselines, report.note)
-    codebooks = {}
-    for name, tok in models.items():
-        if has_corpus and tok.codebook_size is not None:
-            report.note(f"counting the codes of {args.tokens:,} training tokens of {name}")
-            codebooks[name] = codebook_use(tok, corpus, args.tokens)
+    if not sources:
+        raise InputError(
+            f"{args.data or corpus} holds none of the {' and '.join(chosen.kinds)} files that "
+            f"protocol {chosen.name} takes; choose another --protocol or folder"
+        )
+    notes = list[str]()
+    linear = LinearBaselines(corpus) if has_corpus and not args.only_models else None
+    if not has_corpus and not args.only_models:
+        notes.append(f"no PCA: there is no corpus in {corpus}; run `make corpus`")
+    rows = methods(models, linear, notes.append)
+    if args.only_models:
+        rows = [method for method in rows if method.name == method.model]
+    place = Path(args.networks) if args.networks else folder()
+    networks = Networks(place, chosen, pick_device(args.device))
+    outcome = evaluate(sources, rows, networks, lambda model: _command(args, model), report)
     data = {
         "command": "eval",
-        "frames": args.frames,
-        "size": args.size,
-        "results": [asdict(result) for result in results],
-        "codebooks": codebooks,
-        "baselines": baselines.facts() if baselines else None,
+        "protocol": asdict(chosen),
+        "networks": networks.facts,
+        "rows": outcome.rows,
+        "notes": notes + outcome.notes,
+        "failed": outcome.failed,
+        "left_out": outcome.left_out,
+        "codebooks": _codebooks(models, corpus if has_corpus else None, args.tokens, report),
+        "baselines": linear.facts() if linear else [],
+        "probes": {
+            name: probe(tok, files, chosen, report.error) for name, tok in models.items() if files
+        },
     }
-    lines = describe(data, results)
-    if args.output:
-        text = json.dumps(data, indent=2) if args.json else "\n".join(lines)
-        Path(args.output).write_text(text + "\n")
+    if not outcome.rows:
+        raise InputError(f"none of the {len(sources)} files could be scored; see the lines above")
+    lines = describe(data)
+    for name in args.output:
+        Path(name).write_text(text_for(Path(name), data, lines))
+    if args.per_file:
+        Path(args.per_file).write_text(per_file(outcome.rows))
     report.result(data, lines)
-    return DONE
+    return BUG if outcome.bugs else FAILED if outcome.failed else DONE
 
 
-def describe(data: dict[str, Any], results: list[Result]) -> list[str]:
-    """The tables, in markdown."""
-    size = f"{data['size']}x{data['size']}"
-    head = "set|method|PSNR|over baseline|PSNR by frame|SSIM|flicker|bits/pixel|tokens"
-    rows = [head.split("|")]
-    for r in results:
-        what = f"{data['frames']} frames of {size}" if r.data == "video" else size
-        gain = "" if r.gain is None else f"{r.gain:+.2f} dB"
-        rows.append([f"{len(r.items)} {r.data}s, {what}", r.method, f"{r.mean.psnr:.2f} dB", gain])
-        rows[-1] += [f"{r.mean.frame_psnr:.2f} dB", f"{r.mean.ssim:.4f}", f"{r.mean.flicker:.2f}"]
-        rows[-1] += [
-            f"{r.mean.bits_per_pixel:.4f}",
-            f"{r.mean.tokens:,.0f}" if r.mean.tokens else "",
-        ]
-    lines = table(rows)
-    for name, use in data["codebooks"].items():
-        parts = zip(use["used"], use["share"], use["entropy"], use["perplexity"], strict=True)
-        lines += ["", f"Codes of `{name}` on {use['num_tokens']:,} training tokens:"] + [
-            f"{used:,} of {use['codebook_size']:,} occur ({share:.1%}), {bits:.2f} bits of entropy,"
-            f" perplexity {perplexity:,.0f}."
-            for used, share, bits, perplexity in parts
-        ]
-    for fitted in data["baselines"] or []:
-        lines += [
-            "",
-            f"{fitted['name']}: fitted to {fitted['still_patches']:,} still and "
-            f"{fitted['moving_patches']:,} moving patches of the training mix, seed "
-            f"{fitted['seed']}.",
-        ]
-    return lines
+def _protocol(args: argparse.Namespace) -> protocol.Protocol:
+    chosen = protocol.load_protocol(args.protocol or protocol.DEFAULT)
+    changed = {k: getattr(args, k) for k in ("frames", "size") if getattr(args, k) is not None}
+    if changed and args.protocol:
+        raise UsageError(
+            f"--protocol {args.protocol} is fixed, so --{' and --'.join(changed)} cannot change "
+            "it; leave them out, or write a protocol of your own"
+        )
+    if not changed:
+        return chosen
+    name = ", ".join(f"{key} {value}" for key, value in changed.items())
+    return replace(chosen, name=f"{chosen.name} with {name}", **changed)
 
 
-def table(rows: list[list[str]]) -> list[str]:
-    """A markdown table; the first row is its head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
-    return [
-        "| " + " | ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) + " |"
-        for row in rows
-    ]
+def _command(args: argparse.Namespace, model: str) -> Sequence[str]:
+    """The words that repeat the rows of a model."""
+    words = ["omnitok", "eval", "--model", model]
+    for name in ("data", "protocol", "frames", "size", "networks"):
+        if getattr(args, name) is not None:
+            words += [f"--{name}", str(getattr(args, name))]
+    for name, default in (("corpus", "corpus"), ("device", "auto"), ("dtype", "float32")):
+        if getattr(args, name) != default:
+            words += [f"--{name}", getattr(args, name)]
+    return words
+
+
+def _codebooks(
+    models: dict[str, Tokenizer], corpus: Path | None, tokens: int, report: Report
+) -> dict[str, dict[str, object]]:
+    found = {}
+    for name, tok in models.items():
+        if corpus is not None and tok.codebook_size is not None and tokens:
+            report.note(f"counting the codes of {tokens:,} training tokens of {name}")
+            found[name] = codebook_use(tok, corpus, tokens)
+    return found

@@ -1,259 +1,273 @@
-"""Scores of tokenizers on clips, and the baselines of equal size that they have to beat."""
+"""Scores of one method on one clip, and of all clips together."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.commands.errors import InputError
-from tools.commands.planning import is_media
-from tools.commands.stopping import check
+from tools.commands.eval_data import Item
+from tools.commands.protocol import Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from omnitok import Tokenizer
-    from omnitok.metrics.baselines import LinearTokenizer
-    from video.datasets import ClipSampler
+    from omnitok.losses.trunk import Trunk
+    from omnitok.metrics.codebook import CodebookStats
+    from omnitok.metrics.features import MobileNetV2
 
-DRAWS = 48  # batches of the training mix that baselines are fitted to
-SETS = ("video", "image")
-Coded = tuple["Tensor", int, float]  # frames that came back, tokens, bits in all
+
+@dataclass(frozen=True, kw_only=True)
+class Coded:
+    """What came back of a clip.
+
+    Attributes:
+        frames: uint8 [T, 3, H, W].
+        bits: Of what is stored.
+        tokens: How many; 0 if there are none.
+        codes: int64 codes; None if there are none.
+        encode_s: Seconds, where they are measured.
+        decode_s: Seconds, where they are measured.
+    """
+
+    frames: Tensor
+    bits: float
+    tokens: int = 0
+    codes: Tensor | None = None
+    encode_s: float | None = None
+    decode_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How well a clip, or a set of clips on average, comes back.
+    """How well one clip comes back.
 
     Attributes:
-        psnr: Decibels of all frames of a clip together.
+        frames: Of the clip.
+        pixels: Of all frames.
+        mse: Mean squared error of all frames together, of 8-bit values.
+        psnr: The same in decibels.
         frame_psnr: Mean over frames of their decibels.
         ssim: Mean over frames.
+        lpips: Mean over frames; None without a network.
         flicker: Mean absolute difference of the frame-to-frame changes, in 8-bit steps.
         bits_per_pixel: Of what is stored.
-        tokens: Of a clip; 0 if there are none.
+        tokens: Of the clip; 0 if there are none.
+        tokens_per_second: Of video; None for pictures, or if there are none.
+        encode_s: Seconds, where they are measured.
+        decode_s: Seconds, where they are measured.
     """
 
+    frames: int
+    pixels: int
+    mse: float
     psnr: float
     frame_psnr: float
     ssim: float
+    lpips: float | None
     flicker: float
     bits_per_pixel: float
-    tokens: float
+    tokens: int
+    tokens_per_second: float | None
+    encode_s: float | None
+    decode_s: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """Something to score: uint8 [T, 3, H, W] frames under a name."""
-
-    name: str
-    frames: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """The scores of one method on one set.
-
-    Attributes:
-        data: "video" or "image".
-        method: Tokenizer or baseline.
-        mean: Over the items.
-        items: Score of each item, by its name.
-        gain: Decibels over the baseline, if this is a tokenizer that has one.
-    """
-
-    data: str
-    method: str
-    mean: Score
-    items: dict[str, Score]
-    gain: float | None = None
-
-
-def score(frames: Tensor, recon: Tensor, tokens: int, bits: float) -> Score:
-    """Compare uint8 [T, 3, H, W] frames with what came back from `bits` bits in `tokens` tokens."""
-    from omnitok.metrics.pixel import MAX_PSNR, flicker, psnr, ssim
-
-    error = float((recon.float() - frames.float()).square().mean())
-    return Score(
-        psnr=10 * math.log10(255**2 / error) if error else MAX_PSNR,
-        frame_psnr=float(psnr(recon, frames).mean()),
-        ssim=float(ssim(recon, frames).mean()),
-        flicker=flicker(recon, frames),
-        bits_per_pixel=bits / (len(frames) * math.prod(frames.shape[2:])),
-        tokens=tokens,
-    )
-
-
-def score_all(
-    data: str, method: str, items: Sequence[Item], code: Callable[[Item], Coded]
-) -> Result:
-    """Score a method on a set of clips."""
-    scores = {}
-    for item in items:
-        check()
-        scores[item.name] = score(item.frames, *code(item))
-    names = [field.name for field in fields(Score)]
-    means = {name: sum(getattr(s, name) for s in scores.values()) / len(scores) for name in names}
-    return Result(data=data, method=method, mean=Score(**means), items=scores)
-
-
-def held_out(corpus: Path, frames: int, size: int) -> dict[str, list[Item]]:
-    """The clips and images of a corpus that training never saw."""
-    from video.datasets import Corpus, centre_clip
-
-    split = Corpus(corpus / "val")
-    sets = {}
-    for data, pixels in zip(SETS, (split.videos, split.images), strict=True):
-        names = [e["key"] for e in json.loads((corpus / "val" / f"{data}s.json").read_text())]
-        clips = [centre_clip(item, frames, size).transpose(0, 1) for item in pixels]
-        sets[data] = [Item(name=n, frames=c) for n, c in zip(names, clips, strict=True)]
-    return sets
-
-
-def from_folder(folder: str, frames: int, size: int) -> dict[str, list[Item]]:
-    """The videos and images of a folder and its subfolders."""
-    from video import open_video
-    from video.datasets import centre_clip
-
-    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
-    sets: dict[str, list[Item]] = {data: [] for data in SETS}
-    for path in sorted(filter(is_media, paths)):
-        check()
-        with open_video(path, size=size, chunk=frames) as reader:
-            pixels, _ = next(iter(reader))
-        clip = centre_clip(pixels.permute(0, 2, 3, 1).numpy(), frames, size).transpose(0, 1)
-        sets[SETS[len(clip) == 1]].append(Item(name=os.path.relpath(path, folder), frames=clip))
-    if not any(sets.values()):
-        raise InputError(f"{folder} holds no videos or images; name a folder that does")
-    return sets
-
-
-class Baselines:
-    """Linear tokenizers fitted to the training split of a corpus, each once.
+class Networks:
+    """The networks that scores look through; those that are missing are told of in `notes`.
 
     Args:
-        corpus: The corpus folder.
+        folder: Where `python -m tools.feature_nets` put them.
+        protocol: Says which.
+        device: Where to compute.
     """
 
-    def __init__(self, corpus: Path) -> None:
-        self._sampler = training_sampler(corpus)
-        self._fitted: dict[tuple[Any, ...], LinearTokenizer] = {}
+    def __init__(self, folder: Path, protocol: Protocol, device: str) -> None:
+        from omnitok.checkpoint import CheckpointError
+        from omnitok.losses.trunk import load_trunk
+        from omnitok.metrics.features import load_mobilenet
 
-    def of(self, tok: Tokenizer) -> tuple[str, Callable[[Item], Coded]]:
-        """Name and function of the one with as many numbers, or bits, as the tokenizer has."""
+        self.protocol, self.device = protocol, device
+        self.notes: list[str] = []
+        self.facts: dict[str, str] = {}
+        self.trunk: Trunk | None = None
+        self.mobilenet: MobileNetV2 | None = None
+        advice = "python -m tools.feature_nets fetches it"
+        try:
+            self.trunk = load_trunk(folder / f"lpips-{protocol.lpips}.safetensors").to(device)
+            self.facts[self.trunk.name] = self.trunk.sha256
+        except CheckpointError as error:
+            self.notes.append(f"no LPIPS: {error}; {advice}")
+        try:
+            self.mobilenet = load_mobilenet(folder / "mobilenet-v2.safetensors").to(device)
+            self.facts["mobilenet-v2"] = self.mobilenet.sha256
+        except CheckpointError as error:
+            self.notes.append(f"no Fréchet and kernel distances: {error}; {advice}")
+
+    def lpips(self, a: Tensor, b: Tensor) -> float | None:
+        """Mean over frames of uint8 [T, 3, H, W] clips; None without a network."""
         import torch
 
-        from omnitok.groups import num_groups
-        from omnitok.metrics.baselines import LinearTokenizer
-        from omnitok.nn.patch import grid_of
-        from omnitok.pixels import to_float, to_uint8
+        from omnitok.losses.perceptual import lpips
+        from omnitok.pixels import to_float
 
-        rank, bits = tok.model.quantizer.dim, None
-        name = f"PCA, {rank} numbers"
-        if tok.codebook_size is not None:
-            bits = math.ceil(math.log2(tok.codebook_size) * tok.model.quantizer.num_codebooks)
-            name = f"PCA quantized to {bits} bits"
-        key = (name, tok.patch)
-        if key not in self._fitted:
-            clips = (to_float(self._sampler.draw(n), torch.float32) for n in range(DRAWS))
-            self._fitted[key] = LinearTokenizer.fit(clips, tok.patch, rank, bits)
-        linear = self._fitted[key]
+        if self.trunk is None:
+            return None
+        if min(a.shape[2:]) < self.trunk.least:
+            note = f"no LPIPS: frames have less than the {self.trunk.least} pixels that it needs"
+            if note not in self.notes:
+                self.notes.append(note)
+            return None
+        parts = []
+        with torch.no_grad():
+            for pair in zip(torch.split(a, 8), torch.split(b, 8), strict=True):
+                x, y = (to_float(frames.to(self.device), torch.float32) for frames in pair)
+                parts.append(lpips(self.trunk, self.trunk(x), self.trunk(y)))
+        return float(torch.cat(parts).mean())
 
-        def code(item: Item) -> Coded:
-            frames = item.frames
-            recon = linear.reconstruct(to_float(frames.transpose(0, 1)[None], torch.float32))
-            size = (frames.shape[2], frames.shape[3])
-            tokens = num_groups(len(frames), tok.patch[0]) * math.prod(grid_of(size, tok.patch))
-            return to_uint8(recon[0]).transpose(0, 1), tokens, tokens * (bits or 32 * rank)
+    def features(self, frames: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Of the pictures and of the clip (see `clip_features`); None without a network."""
+        from omnitok.metrics.features import clip_features
 
-        return name, code
+        if self.mobilenet is None:
+            return None
+        return clip_features(self.mobilenet, frames, self.protocol.crops)
 
-    def facts(self) -> list[dict[str, Any]]:
-        """What they were fitted to."""
-        return [
-            {
-                "name": name,
-                "still_patches": linear.num_patches[0],
-                "moving_patches": linear.num_patches[1],
-                "seed": self._sampler.config.seed,
-            }
-            for (name, _), linear in self._fitted.items()
-        ]
+    def score(self, item: Item, coded: Coded) -> Score:
+        """Compare a clip with what came back."""
+        from omnitok.metrics.pixel import MAX_PSNR, flicker, psnr, ssim
 
-
-def training_sampler(corpus: Path) -> ClipSampler:
-    """Batches of the training split, mixed as in the second stage of training."""
-    from tools.train_weights import recipe
-    from video.datasets import ClipSampler, Corpus
-
-    config = recipe("tiny")
-    return ClipSampler(Corpus(corpus / "train"), replace(config, stages=config.stages[-1:]))
-
-
-def codebook_use(tok: Tokenizer, corpus: Path, tokens: int) -> dict[str, Any]:
-    """How evenly a discrete tokenizer uses its codes on at least `tokens` training tokens."""
-    import torch
-
-    from omnitok.metrics.codebook import CodebookStats
-    from omnitok.pixels import to_float
-
-    assert tok.codebook_size is not None
-    stats = CodebookStats(tok.codebook_size, tok.model.quantizer.num_codebooks)
-    sampler, step = training_sampler(corpus), 0
-    while stats.num_tokens < tokens:
-        check()
-        clips = to_float(sampler.draw(step % sampler.config.steps), torch.float32)
-        stats.add(tok.quantize(tok.encode(clips)))
-        step += 1
-    return asdict(stats.usage())
+        frames, recon = item.frames, coded.frames
+        pairs = zip(frames, recon, strict=True)
+        mse = sum(float((a.float() - b.float()).square().mean()) for a, b in pairs) / len(frames)
+        seconds = len(frames) / item.fps if item.fps else None
+        return Score(
+            frames=len(frames),
+            pixels=item.pixels,
+            mse=mse,
+            psnr=_decibels(mse, MAX_PSNR),
+            frame_psnr=float(psnr(recon, frames).mean()),
+            ssim=float(ssim(recon, frames).mean()),
+            lpips=self.lpips(recon, frames),
+            flicker=flicker(recon, frames),
+            bits_per_pixel=coded.bits / item.pixels,
+            tokens=coded.tokens,
+            tokens_per_second=coded.tokens / seconds if seconds and coded.tokens else None,
+            encode_s=coded.encode_s,
+            decode_s=coded.decode_s,
+        )
 
 
-def _x264(result: Result) -> Callable[[Item], Coded]:
-    """H.264 with at most as many bytes for each item as there were in a result."""
-    from tools.commands import x264
-
-    def code(item: Item) -> Coded:
-        pixels = item.frames.numel() / 3
-        data = x264.within(item.frames, result.items[item.name].bits_per_pixel * pixels / 8)
-        return x264.decode(data), 0, 8 * len(data)
-
-    return code
+def _decibels(mse: float, most: float) -> float:
+    return min(most, 10 * math.log10(255**2 / mse)) if mse else most
 
 
-def evaluate(
-    sets: dict[str, list[Item]],
-    models: dict[str, Tokenizer],
-    baselines: Baselines | None,
-    note: Callable[[str], None],
-) -> list[Result]:
-    """Scores of all methods on all sets, a tokenizer's baseline before it."""
-    results: dict[tuple[str, str], Result] = {}
-    for data, items in ((data, items) for data, items in sets.items() if items):
-        for name, tok in models.items():
+@dataclass
+class Features:
+    """Features of many clips."""
 
-            def code(item: Item, tok: Tokenizer = tok) -> Coded:
-                tokens = tok.tokenize(item.frames)
-                bits = tokens.num_tokens * tokens.bits_per_token
-                return tok.detokenize(tokens), tokens.num_tokens, bits
+    pictures: list[Tensor] = field(default_factory=list)
+    clips: list[Tensor] = field(default_factory=list)
 
-            base = None
-            if baselines is not None:
-                base_name, base_code = baselines.of(tok)
-                if (data, base_name) not in results:
-                    note(f"scoring {base_name}: {len(items)} {data}s")
-                    results[data, base_name] = score_all(data, base_name, items, base_code)
-                base = results[data, base_name].mean.psnr
-            note(f"scoring {name}: {len(items)} {data}s")
-            result = score_all(data, name, items, code)
-            gain = None if base is None else result.mean.psnr - base
-            results[data, name] = replace(result, gain=gain)
-            if tok.codebook_size is not None:
-                codec = f"x264, bytes of {name}"
-                note(f"scoring {codec}: {len(items)} {data}s")
-                results[data, codec] = score_all(data, codec, items, _x264(result))
-    return list(results.values())
+    def add(self, pair: tuple[Tensor, Tensor] | None) -> None:
+        """Keep those of a clip."""
+        if pair is not None:
+            self.pictures.append(pair[0])
+            self.clips.append(pair[1])
+
+    def distances(self, other: Features, kind: str, notes: list[str]) -> dict[str, float | None]:
+        """Fréchet and kernel distances of pictures, and of clips if there are any."""
+        import torch
+
+        from omnitok.metrics.distance import TooFewError, frechet_distance, kernel_distance
+
+        found: dict[str, float | None] = {}
+        for what in ("pictures", "clips"):
+            pair = [torch.cat(getattr(x, what)) for x in (self, other) if getattr(x, what)]
+            for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
+                key = f"{name}_{what}"
+                found[key] = None
+                if len(pair) < 2 or (what == "clips" and kind == "image"):
+                    continue
+                try:
+                    found[key] = distance(*pair)
+                except TooFewError as error:
+                    spoken = {"frechet": "Fréchet"}.get(name, name)
+                    note = f"no {spoken} distance of {kind} {what}: {error}"
+                    if note not in notes:
+                        notes.append(note)
+        return found
+
+
+class Tally:
+    """All scores of one method on clips of one kind."""
+
+    def __init__(self, book: CodebookStats | None) -> None:
+        self.scores: dict[str, Score] = {}
+        self.features = Features()
+        self.book = book
+
+    def add(
+        self,
+        name: str,
+        score: Score,
+        features: tuple[Tensor, Tensor] | None,
+        codes: Tensor | None,
+    ) -> None:
+        """Count a clip."""
+        self.scores[name] = score
+        self.features.add(features)
+        if self.book is not None and codes is not None:
+            self.book.add(codes)
+
+    def summary(self) -> dict[str, Any]:
+        """Means over clips, over frames, and over everything."""
+        from omnitok.metrics.pixel import MAX_PSNR
+
+        scores = list(self.scores.values())
+        frames = sum(s.frames for s in scores)
+        pixels = sum(s.pixels for s in scores)
+        mse = sum(s.mse * s.pixels for s in scores) / pixels
+        rates = [s.tokens_per_second for s in scores if s.tokens_per_second is not None]
+        distances = [s.lpips for s in scores if s.lpips is not None]
+        return {
+            "clips": len(scores),
+            "frames": frames,
+            "psnr": _mean([s.psnr for s in scores]),
+            "psnr_frames": sum(s.frame_psnr * s.frames for s in scores) / frames,
+            "psnr_all": _decibels(mse, MAX_PSNR),
+            "ssim": _mean([s.ssim for s in scores]),
+            "ssim_frames": sum(s.ssim * s.frames for s in scores) / frames,
+            "lpips": _mean(distances) if len(distances) == len(scores) else None,
+            "flicker": _mean([s.flicker for s in scores]),
+            "bits_per_pixel": sum(s.bits_per_pixel * s.pixels for s in scores) / pixels,
+            "tokens": _mean([s.tokens for s in scores]) or None,
+            "tokens_per_second": _mean(rates) if rates else None,
+            "encode_fps": _speed(scores, "encode_s"),
+            "decode_fps": _speed(scores, "decode_s"),
+            **self._codes(),
+        }
+
+    def _codes(self) -> dict[str, Any]:
+        """Figures of the codebooks: means over them."""
+        if self.book is None:
+            return {"codes_used": None, "entropy": None, "perplexity": None}
+        usage = self.book.usage()
+        return {
+            "codes_used": _mean(list(usage.share)),
+            "entropy": _mean(list(usage.entropy)),
+            "perplexity": _mean(list(usage.perplexity)),
+        }
+
+
+def _mean(values: list[float] | list[int]) -> float:
+    return sum(values) / len(values)
+
+
+def _speed(scores: list[Score], name: str) -> float | None:
+    """Frames a second; the first clip of several warms up."""
+    timed = [s for s in scores if getattr(s, name) is not None]
+    timed = timed[1:] or timed
+    total = sum(getattr(s, name) for s in timed)
+    return sum(s.frames for s in timed) / total if total else None

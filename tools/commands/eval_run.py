@@ -1,0 +1,147 @@
+"""The evaluation itself: one clip at a time through all methods."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tools.commands.errors import UsageError, bug, sentence
+from tools.commands.eval_data import Item, Source
+from tools.commands.eval_methods import Method
+from tools.commands.reporting import Report
+from tools.commands.scoring import Coded, Features, Networks, Score, Tally
+from tools.commands.stopping import check
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Entry = tuple[Method, Score, "tuple[Tensor, Tensor] | None", "Tensor | None"]
+
+
+@dataclass
+class Outcome:
+    """What an evaluation found.
+
+    Attributes:
+        rows: One dict for each set and method.
+        failed: Name and reason of every file that could not be scored.
+        left_out: Files that the protocol has no use for.
+        bugs: How many of the failures are ours.
+        notes: What the table lacks, and why.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    bugs: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate(
+    sources: Sequence[Source],
+    methods: Sequence[Method],
+    networks: Networks,
+    command: Callable[[str], Sequence[str]],
+    report: Report,
+) -> Outcome:
+    """Score all methods on all sources; a file that fails is left out for every method.
+
+    Args:
+        sources: What to score.
+        methods: How, in the order in which they need each other.
+        networks: For the scores.
+        command: The words that repeat the rows of a model.
+        report: Where to say how far it is.
+    """
+    outcome = Outcome()
+    tallies: dict[tuple[str, str], Tally] = {}
+    originals: dict[str, Features] = {}
+    with report.progress(len(sources)) as progress:
+        for number, source in enumerate(sources):
+            check()
+            progress.start(source.name)
+            try:
+                item = source.read()
+                if item is None:
+                    outcome.left_out.append(source.name)
+                    continue
+                entries = list(_score(item, methods, networks))
+                features = networks.features(item.frames)
+            except UsageError:
+                raise
+            except Exception as error:
+                known = sentence(error)
+                outcome.bugs += known is None
+                outcome.failed[source.name] = known or bug(error)
+                report.error(f"failed: {source.name}: {outcome.failed[source.name]}")
+                continue
+            finally:
+                progress.finish()
+            originals.setdefault(item.kind, Features()).add(features)
+            for method, score, own, codes in entries:
+                tally = tallies.setdefault((item.kind, method.name), _tally(method))
+                tally.add(item.name, score, own, codes)
+            best = ", ".join(f"{m.name} {s.psnr:.2f} dB" for m, s, _, _ in entries if m.base)
+            report.note(f"{number + 1}/{len(sources)} {item.name}: {best}")
+    for kind in ("video", "image"):
+        for method in methods:
+            if (kind, method.name) in tallies:
+                tally = tallies[kind, method.name]
+                distances = tally.features.distances(originals[kind], kind, outcome.notes)
+                outcome.rows.append(
+                    {
+                        "set": kind,
+                        "method": method.name,
+                        "model": method.model,
+                        **tally.summary(),
+                        **distances,
+                        **_gains(kind, method, tallies),
+                        "command": shlex.join(command(method.model)),
+                        "items": {name: asdict(score) for name, score in tally.scores.items()},
+                    }
+                )
+    outcome.notes = networks.notes + outcome.notes + _overspent(outcome.rows)
+    return outcome
+
+
+def _overspent(rows: list[dict[str, Any]]) -> list[str]:
+    """Codecs that cannot do with the bytes of the tokenizer beside them."""
+    bits = {(row["set"], row["method"]): row["bits_per_pixel"] for row in rows}
+    return [
+        f"{row['method']}: some {row['set']}s need more bytes than that even at the lowest quality"
+        for row in rows
+        if "bytes of" in row["method"] and row["bits_per_pixel"] > bits[row["set"], row["model"]]
+    ]
+
+
+def _score(item: Item, methods: Sequence[Method], networks: Networks) -> list[Entry]:
+    coded: dict[str, Coded] = {}
+    entries: list[Entry] = []
+    needed = {method.model for method in methods}
+    for method in methods:
+        check()
+        if item.kind not in method.kinds:
+            continue
+        result = method.code(item, coded)
+        score = networks.score(item, result)
+        entries.append((method, score, networks.features(result.frames), result.codes))
+        if method.name in needed:
+            coded[method.name] = result
+    return entries
+
+
+def _tally(method: Method) -> Tally:
+    from omnitok.metrics.codebook import CodebookStats
+
+    return Tally(CodebookStats(*method.codebook) if method.codebook else None)
+
+
+def _gains(kind: str, method: Method, tallies: dict[tuple[str, str], Tally]) -> dict[str, Any]:
+    """Decibels over the baseline, and LPIPS as a share of the baseline's."""
+    if method.base is None:
+        return {"gain": None, "lpips_ratio": None}
+    own, base = (tallies[kind, name].summary() for name in (method.name, method.base))
+    ratio = None if not base["lpips"] or own["lpips"] is None else own["lpips"] / base["lpips"]
+    return {"gain": own["psnr"] - base["psnr"], "lpips_ratio": ratio}

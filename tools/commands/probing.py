@@ -1,0 +1,94 @@
+"""A linear probe on frozen latents: `omnitok eval --probe DIR`, one subfolder for each class."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from tools.commands.errors import InputError, sentence
+from tools.commands.eval_data import read_item
+from tools.commands.planning import is_media
+from tools.commands.protocol import Protocol
+from tools.commands.stopping import check
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from omnitok import Tokenizer
+
+TEST_SHARE = 0.25
+
+
+def labelled(folder: str) -> list[tuple[str, str]]:
+    """Path and class of every video and image in the subfolders.
+
+    Raises:
+        InputError: There are fewer than two classes of two files.
+    """
+    found = []
+    for label in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
+        for at, _, names in sorted(os.walk(os.path.join(folder, label))):
+            found += [(os.path.join(at, name), label) for name in sorted(names) if is_media(name)]
+    if sum(count > 1 for count in Counter(label for _, label in found).values()) < 2:
+        raise InputError(
+            f"{folder} does not hold two subfolders, one for each class, of two or more videos or "
+            "images; sort the files into such folders"
+        )
+    return found
+
+
+def probe(
+    tok: Tokenizer,
+    files: list[tuple[str, str]],
+    protocol: Protocol,
+    note: Callable[[str], None],
+) -> dict[str, Any]:
+    """Accuracy of a linear layer on the latents of files that it was not trained on.
+
+    Args:
+        tok: Its latents are used as the decoder gets them.
+        files: Path and class of each (see `labelled`).
+        protocol: What is cut out of the files.
+        note: Called with a sentence about every file that cannot be read.
+    """
+    import torch
+
+    from omnitok.metrics.probe import accuracy, split
+
+    features, labels, classes = list[torch.Tensor](), list[int](), sorted({c for _, c in files})
+    for path, label in files:
+        check()
+        try:
+            item = read_item(path, path, protocol)
+        except Exception as error:
+            if (known := sentence(error)) is None:
+                raise
+            note(f"left out of the probe: {known}")
+            continue
+        if item is not None:
+            features.append(_features(tok, item.frames))
+            labels.append(classes.index(label))
+    train, test = split(labels, TEST_SHARE, protocol.seed)
+    x, y = torch.stack(features), torch.tensor(labels)
+    largest = Counter(labels[n] for n in test).most_common(1)[0][1]
+    return {
+        "accuracy": accuracy(x[train], y[train], x[test], y[test]),
+        "chance": largest / len(test),
+        "trained": len(train),
+        "tested": len(test),
+        "classes": len(set(labels)),
+    }
+
+
+def _features(tok: Tokenizer, frames: Tensor) -> Tensor:
+    import torch
+
+    from omnitok.metrics.probe import pool_latents
+    from omnitok.pixels import to_float
+
+    z = tok.encode(to_float(frames.transpose(0, 1)[None], torch.float32))
+    if tok.codebook_size is not None:
+        z = tok.dequantize(tok.quantize(z))
+    return pool_latents(z[0]).cpu()
