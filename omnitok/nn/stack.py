@@ -17,7 +17,7 @@ from omnitok.config import StackConfig
 from omnitok.nn.attention import Attention, KeysValues
 from omnitok.nn.layout import Layout, Partition
 from omnitok.nn.mlp import MLP
-from omnitok.nn.norm import Norm
+from omnitok.nn.norm import Norm, needs_graph
 
 
 @dataclass
@@ -71,8 +71,13 @@ class Block(nn.Module):
     ) -> tuple[Tensor, list[KeysValues]]:
         """Tokens in the order of `partition`; see `Attention.forward`."""
         mixed, kept = self.attention(self.norm1(x_BGND), phasors, partition, past, time, keep)
-        x_BGND = x_BGND + mixed
-        return x_BGND + self.mlp(self.norm2(x_BGND)), kept
+        x_BGND = self._add(x_BGND, mixed)
+        return self._add(x_BGND, self.mlp(self.norm2(x_BGND))), kept
+
+    @staticmethod
+    def _add(x: Tensor, branch: Tensor) -> Tensor:
+        """The residual stream and what was just computed for it, which nobody else holds."""
+        return x + branch if needs_graph(x) else branch.add_(x)
 
 
 class Stack(nn.Module):
