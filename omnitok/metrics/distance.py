@@ -38,30 +38,35 @@ def frechet_distance(a_ND: Tensor, b_MD: Tensor) -> float:
     return float(gap + covariances[0].trace() + covariances[1].trace() - 2 * cross)
 
 
-def kernel_distance(a_ND: Tensor, b_MD: Tensor, seed: int = 0) -> float:
+def kernel_distance(a_ND: Tensor, b_ND: Tensor, seed: int = 0) -> float:
     """Squared maximum mean discrepancy of two sets, for a cubic kernel; unbiased.
 
-    Means over disjoint random subsets, the same for both sides where these are equally large, so
-    that a feature is compared in the company of its own pair.
+    Samples of the same number may belong together (a picture and its reconstruction), so a sample
+    is compared with all but its own partner: the distance of a set to itself is 0.
 
-    Source: Bińkowski et al. 2018, arXiv:1801.01401, section 4.
+    Args:
+        a_ND: One set.
+        b_ND: The other, as large.
+        seed: Of the division of large sets into parts, over which the mean is taken.
+
+    Source: Gretton et al. 2012, JMLR 13, eq. 4, with the kernel of Bińkowski et al. 2018,
+        arXiv:1801.01401, section 4.
 
     Raises:
-        TooFewError: A set has fewer than 2 samples.
+        TooFewError: There are fewer than 2 samples.
     """
-    count = min(len(a_ND), len(b_MD))
+    count = len(a_ND)
     if count < 2:
         raise TooFewError(f"{count} samples are too few for a kernel distance (2 at least)")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     parts = max(1, count // SUBSET)
-    found = [_mmd(a_ND[i].double(), b_MD[i].double()) for i in order.tensor_split(parts)]
+    found = [_mmd(a_ND[i].double(), b_ND[i].double()) for i in order.tensor_split(parts)]
     return float(torch.stack(found).mean())
 
 
 def _mmd(a_ND: Tensor, b_ND: Tensor) -> Tensor:
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    def mean(x: Tensor, y: Tensor) -> Tensor:
+        kernel = (x @ y.T / x.shape[1] + 1) ** 3
+        return (kernel.sum() - kernel.diagonal().sum()) / (len(x) * (len(x) - 1))
 
-    count = len(a_ND)
-    same = [k.sum() - k.diagonal().sum() for k in (kernel(a_ND, a_ND), kernel(b_ND, b_ND))]
-    return (same[0] + same[1]) / (count * (count - 1)) - 2 * kernel(a_ND, b_ND).mean()
+    return mean(a_ND, a_ND) + mean(b_ND, b_ND) - 2 * mean(a_ND, b_ND)

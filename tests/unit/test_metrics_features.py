@@ -107,7 +107,7 @@ def test_too_few_samples_for_a_covariance_are_refused():
     with pytest.raises(TooFewError, match=r"5 samples are too few for a covariance of 3 features"):
         frechet_distance(torch.zeros(5, 3), torch.zeros(6, 3))
     with pytest.raises(TooFewError, match="1 samples"):
-        kernel_distance(torch.zeros(1, 3), torch.zeros(6, 3))
+        kernel_distance(torch.zeros(1, 3), torch.zeros(1, 3))
 
 
 def test_a_kernel_distance_is_that_of_its_definition():
@@ -118,8 +118,9 @@ def test_a_kernel_distance_is_that_of_its_definition():
 
     pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
     wanted = sum(kernel(a[i], a[j]) + kernel(b[i], b[j]) for i, j in pairs) / 20
-    wanted -= 2 * sum(kernel(x, y) for x in a for y in b) / 25
+    wanted -= 2 * sum(kernel(a[i], b[j]) for i, j in pairs) / 20
     assert kernel_distance(a, b) == pytest.approx(wanted)
+    assert kernel_distance(a, a) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_kernel_distance_of_many_samples_is_small_for_the_same_and_large_for_others():
