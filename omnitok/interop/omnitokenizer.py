@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from omnitok.checkpoint import CheckpointError, build
+from omnitok.checkpoint import CheckpointError, build, check_match
 from omnitok.groups import first_frame, num_groups
 from omnitok.interop.base import PublishedTokenizer
 from omnitok.interop.loading import Published, System
@@ -52,6 +53,7 @@ _NAMES = (  # parts of our names and of theirs, in order
     (".attention.position.4.", ".1.spatial_rel_pos_bias.net.2."),
     (".attention.table", ".1.relative_position_bias_table"),
     (".attention.qkv.", ".1.qkv."),
+    (".attention.out.", ".1.to_out."),
     (".attention.q.", ".1.to_q."),
     (".attention.kv.", ".1.to_kv."),
     (".attention.", ".1."),
@@ -69,20 +71,20 @@ _NAMES = (  # parts of our names and of theirs, in order
     ("quantizer.cluster_size", "codebook.N"),
     ("quantizer.frequencies", "codebook.codebook_usage"),
 )
+WHOLE = (
+    "clips are taken as a whole, since no window is set, and later frames change earlier tokens: "
+    "stream raises; set `window` to the frames of clips in training"
+)
+_INITIALISED = "quantizer.initialised"
 _PER_CODEBOOK = ("quantizer.codebook", "quantizer.embed_sum", "quantizer.cluster_size")
-_UNUSED = re.compile(  # what published files hold, but their networks never use
+_INDEX = ".relative_position_index"
+_UNUSED = re.compile(
     r"\.context_norm\.(gamma|beta)$|_temporal_transformer\..*\.spatial_rel_pos_bias\."
 )
 
 
-def published_name(name: str, window: bool = False) -> str:
-    """What published files call our tensor `name`.
-
-    Args:
-        name: A name of `OmniTokenizerNet.state_dict`.
-        window: Whether it belongs to a block of window attention.
-    """
-    name = name.replace(".attention.out.", ".1.proj." if window else ".1.to_out.")
+def published_name(name: str) -> str:
+    """What published files call our tensor `name`."""
     for ours, theirs in _NAMES:
         name = name.replace(ours, theirs)
     return name
@@ -112,8 +114,20 @@ class OmniTokenizer(PublishedTokenizer):
         super().__init__(model, weights_sha256)
         self.multiple = self.config.multiple
         frames, pt = self.config.clip_frames, self.patch[0]
-        if frames is not None:  # whole groups of at most so many frames
-            self.window = first_frame(num_groups(frames + 1, pt) - 1, pt)
+        # whole groups of at most so many frames
+        self.window = frames and first_frame(num_groups(frames + 1, pt) - 1, pt)
+
+    @property
+    def window(self) -> int | None:
+        """Frames of the windows that long clips are cut into; None for no windows."""
+        return self._window
+
+    @window.setter
+    def window(self, frames: int | None) -> None:
+        if frames is not None and frames < 1:
+            raise ValueError(f"window={frames} frames must be at least 1, or None for whole clips")
+        self._window = frames
+        self.promises["P4"] = WHOLE if frames is None else True
 
     def run_encoder(self, x_BCTHW: Tensor, generator: torch.Generator | None) -> Tensor:
         """See `PublishedTokenizer.run_encoder`."""
@@ -140,32 +154,31 @@ def translate(published: Published) -> tuple[OmniTokenizerConfig, dict[str, Tens
         CheckpointError: Its settings ask for something else than was ever published, or its
             tensors do not fit them.
     """
-    path, tensors = published.path, dict(published.tensors)
-    name = published.name or "omnitokenizer"
+    path, name = published.path, published.name or published.path.stem
+    tensors = {n: t for n, t in published.tensors.items() if str(n).startswith(PARTS)}
     try:
         config = config_of(name, _settings(published), tensors)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ArithmeticError) as error:
         raise CheckpointError(f"{path} holds settings that cannot be used: {error}") from error
     network = build(path, config, OmniTokenizerNet)
-    ours: dict[str, Tensor] = {}
-    for key, wanted in network.state_dict().items():
-        if key == "quantizer.initialised":
-            ours[key] = torch.tensor(True)
-            continue
-        parent = key.rsplit(".", 2)[0]
-        window = parent.endswith(".attention") and hasattr(network.get_submodule(parent), "table")
-        theirs = published_name(key, window)
-        if theirs not in tensors:
-            raise CheckpointError(f"{path} lacks the tensor {theirs!r} that its settings ask for")
-        found = tensors.pop(theirs)
-        shape = wanted.shape[1:] if key in _PER_CODEBOOK else wanted.shape
-        if found.shape != shape:
-            raise CheckpointError(
-                f"{path}: {theirs!r} is {list(found.shape)}, but its settings make it {list(shape)}"
-            )
-        ours[key] = found.view(wanted.shape)
-    _check_rest(published, config, tensors)
-    return config, ours
+    state = network.state_dict()
+    names = {ours: published_name(ours) for ours in state if ours != _INITIALISED}
+    wanted = {
+        theirs: state[ours][0] if ours in _PER_CODEBOOK else state[ours]
+        for ours, theirs in names.items()
+    }
+    found = {name: tensor for name, tensor in tensors.items() if _is_used(name, config)}
+    check_match(path, wanted, found)
+    for theirs in tensors:
+        if theirs.endswith(_INDEX):
+            _check_index(path, theirs, tensors[theirs], config.window)
+    result = {
+        ours: found[theirs][None] if ours in _PER_CODEBOOK else found[theirs]
+        for ours, theirs in names.items()
+    }
+    if _INITIALISED in state:  # or training would replace the codebook
+        result[_INITIALISED] = torch.tensor(True)
+    return config, result
 
 
 def _settings(published: Published) -> dict[str, Any]:
@@ -173,28 +186,24 @@ def _settings(published: Published) -> dict[str, Any]:
     kept = published.contents.get("hyper_parameters")
     args = kept.get("args") if isinstance(kept, Mapping) else None
     values = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
-    values["attention"] = "explicit" if published.name == EXPLICIT else "fused"
-    return values
+    return values | {"attention": "explicit" if published.name == EXPLICIT else "fused"}
 
 
-def _check_rest(
-    published: Published, config: OmniTokenizerConfig, rest: Mapping[str, Tensor]
-) -> None:
-    """Refuse tensors of the tokenizer that are left, apart from those that no model ever used."""
-    for name in sorted(rest):
-        if name.endswith("relative_position_index"):
-            index = displacements(config.window, config.window, torch.device("cpu"))[1]
-            if not torch.equal(rest[name], index):
-                raise CheckpointError(
-                    f"{published.path}: {name!r} is not the order of displacements in windows of "
-                    f"{config.window}; check where the file comes from"
-                )
-            continue
-        idle = config.quantizer.kind == "kl" and name.startswith("codebook.")
-        if name.startswith(PARTS) and not idle and not _UNUSED.search(name):
-            raise CheckpointError(
-                f"{published.path} holds {name!r}, which its settings have no place for"
-            )
+def _is_used(name: str, config: OmniTokenizerConfig) -> bool:
+    """Whether a tensor is more than what published files hold, but their networks never use."""
+    if config.quantizer.kind == "kl" and name.startswith("codebook."):
+        return False
+    return not name.endswith(_INDEX) and not _UNUSED.search(name)
+
+
+def _check_index(path: Path, name: str, found: Tensor, window: int) -> None:
+    """Hold a table that can be worked out to what it has to be."""
+    square = found.shape == (window**2, window**2)
+    if not square or (found != displacements(window, window, found.device)[1]).any():
+        raise CheckpointError(
+            f"{path}: {name!r} is not the order of displacements in windows of {window}; check "
+            "where the file comes from"
+        )
 
 
 OMNITOKENIZER = System(

@@ -20,14 +20,44 @@ POSITIONS = ("rope", "rel")
 ATTENTIONS = ("fused", "explicit")
 COLOURS = 3
 EMA_EPS = 1e-7
-_UNSUPPORTED: dict[str, tuple[Any, ...]] = {  # settings that change the network, and what we build
-    "patch_embed": ("linear",),
-    "gen_upscale": (None,),
-    "use_external_codebook": (False,),
-    "attn_dropout": (0.0,),
-    "ff_dropout": (0.0,),
-    "image_channels": (COLOURS,),
+_UNSUPPORTED = {  # settings that change the network, and what we build
+    "patch_embed": "linear",
+    "gen_upscale": None,
+    "use_external_codebook": False,
+    "attn_dropout": 0.0,
+    "ff_dropout": 0.0,
+    "image_channels": COLOURS,
 }
+_WORDS = ("patch_embed", "enc_block", "dec_block", "spatial_pos", "q_strides", "attention")
+_FLAGS = (
+    "causal_in_temporal_transformer",
+    "casual_in_temporal_transformer",
+    "causal_in_peg",
+    "casual_in_peg",
+    "defer_temporal_pool",
+    "defer_spatial_pool",
+    "l2_code",
+    "no_random_restart",
+    "use_external_codebook",
+    "use_vae",
+)
+_NUMBERS = (
+    "embedding_dim",
+    "heads",
+    "dim_head",
+    "patch_size",
+    "temporal_patch_size",
+    "temporal_depth",
+    "twod_window_size",
+    "ff_mult",
+    "attn_dropout",
+    "ff_dropout",
+    "gen_upscale",
+    "n_codes",
+    "codebook_dim",
+    "sequence_length",
+    "image_channels",
+)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,17 +113,18 @@ class OmniTokenizerConfig:
         for name in ("width", "heads", "head_width", "mlp_hidden", "window"):
             if not 1 <= getattr(self, name) <= MAX_WIDTH:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 1 and {MAX_WIDTH}")
+        if self.clip_frames is not None and self.clip_frames < 1:
+            raise ValueError(f"clip_frames={self.clip_frames} must be at least 1")
         for name, choices in (("position", POSITIONS), ("attention", ATTENTIONS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} must be one of {choices}")
         for name in ("encoder", "decoder"):
             blocks = getattr(self, name)
-            if not blocks or set(blocks) - set("tw"):
-                raise ValueError(f"{name}={blocks!r} must be made of the blocks 't' and 'w'")
-        if (
-            not 1 <= self.temporal_depth <= MAX_DEPTH
-            or len(self.encoder + self.decoder) > MAX_DEPTH
-        ):
+            if not 1 <= len(blocks) <= MAX_DEPTH or set(blocks) - set("tw"):
+                raise ValueError(
+                    f"{name}={blocks[:40]!r} must be 1 to {MAX_DEPTH} blocks 't' and 'w'"
+                )
+        if not 1 <= self.temporal_depth <= MAX_DEPTH:
             raise ValueError(f"temporal_depth={self.temporal_depth} must be 1 to {MAX_DEPTH}")
         if self.position == "rope" and self.head_width % 4:
             raise ValueError(f"head_width={self.head_width} must be a multiple of 4 for rope")
@@ -148,16 +179,19 @@ def config_of(
         ValueError: A setting asks for what was never published, or one can be neither read nor
             told from the tensors.
     """
+    args = _read(args)
     for key, known in _UNSUPPORTED.items():
-        if args.get(key, known[0]) not in known:
-            raise ValueError(f"{key}={args[key]!r} is not supported, only {known[0]!r}")
-    if set(str(args.get("q_strides") or "1")) != {"1"}:
+        if args.get(key, known) != known:
+            raise ValueError(f"{key}={args[key]!r} is not supported, only {known!r}")
+    if set(args.get("q_strides") or "1") != {"1"}:
         raise ValueError(f"q_strides={args['q_strides']!r} is not supported, only '1111'")
-    told = _from_shapes(tensors) | {key: value for key, value in args.items() if value is not None}
-    missing = [key for key in _NEEDED if key not in told]
-    if missing:
-        raise ValueError(f"neither the settings nor the tensors tell {missing[0]!r}")
+    told = _from_shapes(tensors) | args
+    if "ff_mult" in args and "embedding_dim" in told:
+        told["mlp_hidden"] = int(args["ff_mult"] * (2 / 3) * told["embedding_dim"])
     vae = told.get("use_vae", False)
+    for key, tensor in _NEEDED.items():
+        if key not in told and not (vae and key == "n_codes"):
+            raise ValueError(f"{key!r} is in neither the settings nor the shape of {tensor!r}")
     if vae:
         quantizer = QuantizerConfig(kind="kl", dim=told["codebook_dim"])
     else:
@@ -169,16 +203,13 @@ def config_of(
             ema_eps=EMA_EPS,
             ema_restart=not told.get("no_random_restart", True),
         )
-    p, hidden = told["patch_size"], told["mlp_hidden"]
-    if "ff_mult" in args:
-        hidden = int(args["ff_mult"] * (2 / 3) * told["embedding_dim"])
     return OmniTokenizerConfig(
         name=name,
-        patch=(told["temporal_patch_size"], p, p),
+        patch=(told["temporal_patch_size"], told["patch_size"], told["patch_size"]),
         width=told["embedding_dim"],
         heads=told["heads"],
         head_width=told["dim_head"],
-        mlp_hidden=hidden,
+        mlp_hidden=told["mlp_hidden"],
         encoder=told["enc_block"],
         decoder=told["dec_block"],
         temporal_depth=told["temporal_depth"],
@@ -195,18 +226,40 @@ def config_of(
     )
 
 
-_NEEDED = (
-    "embedding_dim",
-    "heads",
-    "dim_head",
-    "mlp_hidden",
-    "patch_size",
-    "temporal_patch_size",
-    "enc_block",
-    "dec_block",
-    "temporal_depth",
-    "codebook_dim",
-)
+_FIRST, _MOVING = "encoder.to_patch_emb_first_frame.2.weight", "encoder.to_patch_emb.2.weight"
+_LAYER = "encoder.enc_temporal_transformer.layers.0."
+_NEEDED = {  # settings, and the tensors that show them
+    "embedding_dim": _FIRST,
+    "heads": f"{_LAYER}1.to_q.weight",
+    "dim_head": f"{_LAYER}1.q_scale",
+    "mlp_hidden": f"{_LAYER}3.4.weight",
+    "patch_size": _FIRST,
+    "temporal_patch_size": _MOVING,
+    "enc_block": "encoder.enc_spatial_transformer.layers.0.1.to_q.weight",
+    "dec_block": "decoder.dec_spatial_transformer.layers.0.1.to_q.weight",
+    "temporal_depth": f"{_LAYER}1.to_q.weight",
+    "codebook_dim": "post_vq_conv.1.weight",
+    "n_codes": "codebook.embeddings",
+}
+
+
+def _read(args: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that matter and are not None, of the types that they have to have."""
+    kinds = (
+        (_WORDS, str, "a word"),
+        (_FLAGS, bool, "True or False"),
+        (_NUMBERS, float, "a number"),
+    )
+    read = {}
+    for names, kind, wanted in kinds:
+        for name in names:
+            value = args.get(name)
+            if value is None:
+                continue
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(f"{name}={str(value)[:40]!r} must be {wanted}")
+            read[name] = value
+    return read
 
 
 def _causal(told: Mapping[str, Any], which: str) -> bool:
@@ -221,7 +274,7 @@ def _from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return tuple(tensors[name].shape) if name in tensors else ()
 
     told: dict[str, Any] = {}
-    first, moving = shape(_FIRST), shape("encoder.to_patch_emb.2.weight")
+    first, moving = shape(_FIRST), shape(_MOVING)
     if len(first) == 2 and len(moving) == 2:
         told["embedding_dim"] = first[0]
         told["patch_size"] = math.isqrt(first[1] // COLOURS)
@@ -229,16 +282,15 @@ def _from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     for side, key in (("enc", "enc_block"), ("dec", "dec_block")):
         prefix = f"{'encoder' if side == 'enc' else 'decoder'}.{side}_spatial_transformer.layers."
         told |= {key: _blocks(prefix, tensors)} if _blocks(prefix, tensors) else {}
-    told["temporal_depth"] = len(_blocks("encoder.enc_temporal_transformer.layers.", tensors))
-    layer = "encoder.enc_temporal_transformer.layers.0.1."
-    scale, query = shape(f"{layer}q_scale"), shape(f"{layer}to_q.weight")
+    depth = len(_blocks("encoder.enc_temporal_transformer.layers.", tensors))
+    told |= {"temporal_depth": depth} if depth else {}
+    scale, query = shape(f"{_LAYER}1.q_scale"), shape(f"{_LAYER}1.to_q.weight")
     if len(scale) == 1 and len(query) == 2:
         told |= {"dim_head": scale[0], "heads": query[0] // max(1, scale[0])}
-    down = shape("encoder.enc_temporal_transformer.layers.0.3.4.weight")
+    down = shape(f"{_LAYER}3.4.weight")
     told |= {"mlp_hidden": down[1]} if len(down) == 2 else {}
-    tables = [n for n in tensors if n.endswith("relative_position_bias_table")]
-    if tables:
-        told["twod_window_size"] = (math.isqrt(tensors[tables[0]].shape[0]) + 1) // 2
+    table = shape(next((n for n in tensors if n.endswith("relative_position_bias_table")), ""))
+    told |= {"twod_window_size": (math.isqrt(table[0]) + 1) // 2} if len(table) == 2 else {}
     spatial = (n for n in tensors if "_spatial_transformer." in n)
     told["spatial_pos"] = "rel" if any("spatial_rel_pos_bias" in n for n in spatial) else "rope"
     before, after = shape("pre_vq_conv.1.weight"), shape("post_vq_conv.1.weight")
@@ -246,9 +298,6 @@ def _from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         told |= {"codebook_dim": after[1], "use_vae": before[0] == 2 * after[1]}
     codes = shape("codebook.embeddings")
     return told | ({"n_codes": codes[0]} if len(codes) == 2 else {})
-
-
-_FIRST = "encoder.to_patch_emb_first_frame.2.weight"
 
 
 def _blocks(prefix: str, tensors: Mapping[str, Tensor]) -> str:

@@ -27,8 +27,6 @@ from omnitok.model import Reconstruction
 from omnitok.nn.norm import Norm
 from omnitok.quantize import KL, VQ, Quantized, QuantizerConfig
 
-COMMITMENT = 0.25  # whatever `commitment_weight` the published settings name
-
 
 class PatchEmbedding(nn.Module):
     """Patches to tokens."""
@@ -225,14 +223,3 @@ class OmniTokenizerNet(nn.Module):
         """Encode, quantize and decode, as training does; KL draws samples while training."""
         quantized = self.quantizer(self.encode(x_BCTHW))
         return Reconstruction(self.decode(quantized.z_q), quantized)
-
-    def bottleneck_loss(self, quantized: Quantized, kl_weight: float = 1e-6) -> Tensor:
-        """The bottleneck's share of the published training loss.
-
-        Args:
-            quantized: What `forward` gave.
-            kl_weight: Weight of the divergence, which is summed over each sample's latents.
-        """
-        if "commitment" in quantized.losses:
-            return COMMITMENT * quantized.losses["commitment"]
-        return kl_weight * quantized.losses["kl"] * quantized.z_q[0].numel()

@@ -26,6 +26,7 @@ EPS = 1e-5  # of all norms
 SHARPNESS = 8.0  # of the cosine between a query and a key
 ROPE_BASE = 10000.0
 TOKENS_AT_ONCE = 1024  # where there is no graph: what is made of them stays in a CPU's caches
+SHORT = 16  # tokens of sequences over which a CPU attends faster in float32 than in bfloat16
 SLOPE = 0.1  # of the rectifier between the layers that make the learned bias
 
 
@@ -126,16 +127,21 @@ class CosineAttention(nn.Module):
         width = self.q_scale.numel()
         gain = self.q_scale.float() * self.k_scale.float()
         q_SNHK, k_SNHK = self._unit(q_SNHK, place, graph), self._unit(k_SNHK, place, graph)
-        q_SNHK = (q_SNHK * gain if graph else q_SNHK.mul_(gain)).type_as(v_SNHK)
-        o_SHNK = F.scaled_dot_product_attention(
-            q_SNHK.transpose(1, 2),
-            k_SNHK.type_as(v_SNHK).transpose(1, 2),
-            v_SNHK.transpose(1, 2),
-            attn_mask=self._bias(place, v_SNHK),
-            is_causal=place.causal and place.bias is None,
-            scale=SHARPNESS / width,  # what follows has lengths of sqrt(width)
+        q_SNHK = q_SNHK * gain if graph else q_SNHK.mul_(gain)
+        if not graph and x_SND.shape[1] <= SHORT:
+            v_SNHK = v_SNHK.float()
+        q_SHNK, k_SHNK, v_SHNK = (
+            z.type_as(v_SNHK).transpose(1, 2) for z in (q_SNHK, k_SNHK, v_SNHK)
         )
-        return self.out(rearrange(o_SHNK, "s h n k -> s n (h k)"))  # type: ignore[no-any-return]
+        o_SHNK = F.scaled_dot_product_attention(
+            q_SHNK,
+            k_SHNK,
+            v_SHNK,
+            attn_mask=self._bias(place, v_SHNK),
+            is_causal=place.causal and place.bias is None,
+            scale=SHARPNESS / width,  # the cosines come from lengths of sqrt(width)
+        )
+        return self.out(rearrange(o_SHNK, "s h n k -> s n (h k)").type_as(x_SND))  # type: ignore[no-any-return]
 
     def _unit(self, x_SNHK: Tensor, place: Place, graph: bool) -> Tensor:
         """Float32 queries or keys, turned, of length sqrt(K); may change them."""
@@ -164,7 +170,7 @@ class WindowAttention(nn.Module):
         self.heads, self.window = config.heads, config.window
         self.norm = FixedShiftNorm(config.width)
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.out = nn.Linear(config.width, config.width)
+        self.proj = nn.Linear(config.width, config.width)
         self.table = nn.Parameter(torch.zeros((2 * config.window - 1) ** 2, config.heads))
 
     def forward(self, x_SND: Tensor, place: Place) -> Tensor:
@@ -175,7 +181,7 @@ class WindowAttention(nn.Module):
         bias_HNN = rearrange(self.table[index], "q k h -> h q k")
         bias_1HNN = bias_HNN.type_as(qkv)[None]  # the fused kernel takes four axes
         o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_1HNN)
-        return self.out(rearrange(o_SHNK, "s h n k -> s n (h k)"))  # type: ignore[no-any-return]
+        return self.proj(rearrange(o_SHNK, "s h n k -> s n (h k)"))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -199,12 +205,14 @@ class Block(nn.Module):
         """[S, N, D] to [S, N, D]; without a graph, in place, a few sequences at a time."""
         graph = needs_graph(x_SND)
         if self.peg is not None:
-            moved = self.peg(x_SND.view(-1, *place.volume, x_SND.shape[-1])).view_as(x_SND)
+            moved: Tensor = self.peg(x_SND.view(-1, *place.volume, x_SND.shape[-1])).view_as(x_SND)
             x_SND = x_SND + moved if graph else x_SND.add_(moved)
         if graph:
             x_SND = x_SND + self.attention(x_SND, place)
-            return x_SND + self.mlp(self.mlp_norm(x_SND))
-        for part in x_SND.split(max(1, TOKENS_AT_ONCE // x_SND.shape[1])):
+            return x_SND + self.mlp(self.mlp_norm(x_SND))  # type: ignore[no-any-return]
+        at_once = max(1, TOKENS_AT_ONCE // x_SND.shape[1])
+        for start in range(0, len(x_SND), at_once):
+            part = x_SND[start : start + at_once]
             part.add_(self.attention(part, place))
             part.add_(self.mlp(self.mlp_norm(part)))
         return x_SND

@@ -32,6 +32,7 @@ from tests.parity.conftest import golden_folder
 
 FOLDER = golden_folder() / "omnitokenizer"
 ABSENT = f"no recorded data at {FOLDER}; set OMNITOK_GOLDEN to the folder that holds it"
+COMMITMENT = 0.25  # whatever `commitment_weight` the published settings name
 BRANCHES = {"peg": "peg", "attn": "attention", "ff": "mlp"}
 
 
@@ -193,7 +194,7 @@ def _of_kl(golden: Golden, model: OmniTokenizerNet, quantized: Any) -> dict[str,
     return {
         "z": rearrange(z, "b t y x c -> b c t y x"),
         "kl_raw": kl_divergence(mean, logvar).sum(dim=(1, 2, 4)),
-        "kl_loss_w1e-6": model.bottleneck_loss(quantized, kl_weight=1e-6),
+        "kl_loss_w1e-6": 1e-6 * quantized.losses["kl"] * quantized.z_q[0].numel(),
         "recon_z": model.decode(z),
     }
 
@@ -202,7 +203,7 @@ def _of_codes(tok: OmniTokenizer, quantized: Any) -> dict[str, Tensor]:
     return {
         "indices": quantized.codes,
         "quant_st": rearrange(quantized.z_q, "b t y x c -> b c t y x"),
-        "commitment_loss": tok.model.bottleneck_loss(quantized),
+        "commitment_loss": COMMITMENT * quantized.losses["commitment"],
         "perplexity": perplexity(quantized.codes, tok.codebook_size or 0),
     }
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omnitok.interop.omnitokenizer_config import EMA_EPS
-from omnitok.interop.omnitokenizer_net import COMMITMENT, CountedVQ
+from omnitok.interop.omnitokenizer_net import CountedVQ
 from omnitok.quantize import QuantizerConfig
 from tests.parity.omnitokenizer_goldens import (
     ABSENT,
+    COMMITMENT,
     FOLDER,
     Golden,
     every_case,
