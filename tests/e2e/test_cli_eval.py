@@ -184,6 +184,7 @@ def test_a_protocol_decides_what_is_scored(omnitok, clips_folder, tmp_path):
         (("--data", "DIR", "--protocol", "ucf"), 2, "ucf101-17x256"),
         (("--data", "DIR", "--protocol", "imagenet-256", "--frames", 3), 2, "is fixed"),
         (("--data", "DIR", "--probe", "DIR"), 3, "does not hold two subfolders"),
+        (("--data", "DIR", "-o", "DIR"), 2, "name a file in a folder that exists"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(omnitok, tmp_path, words, status, why):

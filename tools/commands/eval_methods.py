@@ -34,7 +34,7 @@ class Method:
         name: Of the row.
         model: Of the tokenizer that it is, or is compared with.
         kinds: "video", "image" or both.
-        code: Codes an item; given what the methods before it made of it.
+        code: Codes an item; given the bits that the tokenizers before it took.
         base: Name of the method it has to beat, if any.
         codebook: (codes, codebooks) of a discrete tokenizer.
     """
@@ -42,7 +42,7 @@ class Method:
     name: str
     model: str
     kinds: tuple[str, ...] = ("video", "image")
-    code: Callable[[Item, Mapping[str, Coded]], Coded]
+    code: Callable[[Item, Mapping[str, float]], Coded]
     base: str | None = None
     codebook: tuple[int, int] | None = None
 
@@ -58,7 +58,6 @@ def methods(
             found.setdefault(base.name, base)
         elif linear is not None:
             note(f"no PCA beside {name}: frame 0 is no group of its own there")
-        discrete = tok.codebook_size is not None
         found[name] = Method(
             name=name,
             model=name,
@@ -68,20 +67,24 @@ def methods(
             if tok.codebook_size is not None
             else None,
         )
-        for kind, codec in (
-            (k, c) for k, names in media_codecs.FOR.items() for c in names if discrete
-        ):
-            if media_codecs.available(codec):
-                row = f"{codec}, bytes of {name}"
-                code = _codec(codec, name)
-                found[row] = Method(name=row, model=name, kinds=(kind,), code=code)
-            else:
-                note(f"no {codec} beside {name}: this build of the media libraries lacks it")
+        if tok.codebook_size is not None:
+            found |= {method.name: method for method in _codecs(name, note)}
     return list(found.values())
 
 
-def _tokenizer(tok: Tokenizer) -> Callable[[Item, Mapping[str, Coded]], Coded]:
-    def code(item: Item, _: Mapping[str, Coded]) -> Coded:
+def _codecs(model: str, note: Callable[[str], None]) -> Iterator[Method]:
+    """Common codecs with the bytes of a tokenizer."""
+    for kind, names in media_codecs.FOR.items():
+        for codec in names:
+            if not media_codecs.available(codec):
+                note(f"no {codec} beside {model}: this build of the media libraries lacks it")
+                continue
+            row = f"{codec}, bytes of {model}"
+            yield Method(name=row, model=model, kinds=(kind,), code=_codec(codec, model))
+
+
+def _tokenizer(tok: Tokenizer) -> Callable[[Item, Mapping[str, float]], Coded]:
+    def code(item: Item, _: Mapping[str, float]) -> Coded:
         start = time.perf_counter()
         tokens = tok.tokenize(item.frames)
         middle = time.perf_counter()
@@ -98,9 +101,9 @@ def _tokenizer(tok: Tokenizer) -> Callable[[Item, Mapping[str, Coded]], Coded]:
     return code
 
 
-def _codec(codec: str, model: str) -> Callable[[Item, Mapping[str, Coded]], Coded]:
-    def code(item: Item, before: Mapping[str, Coded]) -> Coded:
-        frames, num_bytes = media_codecs.code(codec, item, before[model].bits / 8)
+def _codec(codec: str, model: str) -> Callable[[Item, Mapping[str, float]], Coded]:
+    def code(item: Item, bits: Mapping[str, float]) -> Coded:
+        frames, num_bytes = media_codecs.code(codec, item, bits[model] / 8)
         return Coded(frames=frames, bits=8 * num_bytes)
 
     return code
@@ -129,7 +132,7 @@ class LinearBaselines:
         if tok.patch != (4, 8, 8):
             name += " per {}x{}x{}".format(*tok.patch)
 
-        def code(item: Item, _: Mapping[str, Coded]) -> Coded:
+        def code(item: Item, _: Mapping[str, float]) -> Coded:
             import torch
 
             from omnitok.groups import num_groups

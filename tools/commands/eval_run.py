@@ -11,7 +11,7 @@ from tools.commands.errors import UsageError, bug, sentence
 from tools.commands.eval_data import Item, Source
 from tools.commands.eval_methods import Method
 from tools.commands.reporting import Report
-from tools.commands.scoring import Coded, Features, Networks, Score, Tally
+from tools.commands.scoring import Features, Networks, Score, Tally
 from tools.commands.stopping import check
 
 if TYPE_CHECKING:
@@ -117,18 +117,16 @@ def _overspent(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _score(item: Item, methods: Sequence[Method], networks: Networks) -> list[Entry]:
-    coded: dict[str, Coded] = {}
+    bits: dict[str, float] = {}
     entries: list[Entry] = []
-    needed = {method.model for method in methods}
     for method in methods:
         check()
         if item.kind not in method.kinds:
             continue
-        result = method.code(item, coded)
+        result = method.code(item, bits)
         score = networks.score(item, result)
         entries.append((method, score, networks.features(result.frames), result.codes))
-        if method.name in needed:
-            coded[method.name] = result
+        bits[method.name] = result.bits
     return entries
 
 

@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
             "a folder of your own videos and images with --data"
         )
     chosen = _protocol(args)
+    _check_outputs([*args.output, *filter(None, [args.per_file])])
     models = {name: load(name, args) for name in args.model or ("tiny", "tiny-kl")}
     files = labelled(args.probe) if args.probe else []
     sources = eval_data.choose(
@@ -163,6 +164,13 @@ def _protocol(args: argparse.Namespace) -> protocol.Protocol:
         return chosen
     name = ", ".join(f"{key} {value}" for key, value in changed.items())
     return replace(chosen, name=f"{chosen.name} with {name}", **changed)
+
+
+def _check_outputs(names: list[str]) -> None:
+    """Refuse what could not be written, before hours of work."""
+    for name in names:
+        if Path(name).is_dir() or not Path(name).absolute().parent.is_dir():
+            raise UsageError(f"{name} cannot be written; name a file in a folder that exists")
 
 
 def _command(args: argparse.Namespace, model: str) -> Sequence[str]:

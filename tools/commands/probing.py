@@ -52,6 +52,9 @@ def probe(
         files: Path and class of each (see `labelled`).
         protocol: What is cut out of the files.
         note: Called with a sentence about every file that cannot be read.
+
+    Raises:
+        InputError: Too few files can be read.
     """
     import torch
 
@@ -71,6 +74,11 @@ def probe(
             features.append(_features(tok, item.frames))
             labels.append(classes.index(label))
     train, test = split(labels, TEST_SHARE, protocol.seed)
+    if len({labels[n] for n in test}) < 2:
+        raise InputError(
+            f"of the {len(files)} labelled files {len(labels)} could be read, too few to test two "
+            "classes; see the lines above"
+        )
     x, y = torch.stack(features), torch.tensor(labels)
     largest = Counter(labels[n] for n in test).most_common(1)[0][1]
     return {

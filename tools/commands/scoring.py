@@ -184,14 +184,14 @@ class Features:
 
         found: dict[str, float | None] = {}
         for what in ("pictures", "clips"):
-            pair = [torch.cat(getattr(x, what)) for x in (self, other) if getattr(x, what)]
+            own, wanted = (getattr(features, what) for features in (self, other))
             for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
                 key = f"{name}_{what}"
                 found[key] = None
-                if len(pair) < 2 or (what == "clips" and kind == "image"):
+                if not own or (what == "clips" and kind == "image"):
                     continue
                 try:
-                    found[key] = distance(*pair)
+                    found[key] = distance(torch.cat(own), torch.cat(wanted))
                 except TooFewError as error:
                     spoken = {"frechet": "Fréchet"}.get(name, name)
                     note = f"no {spoken} distance of {kind} {what}: {error}"
