@@ -79,8 +79,11 @@ def outliers(score_PN: Tensor) -> Tensor:
     return score_PN > quartiles[1] + 1.5 * (quartiles[1] - quartiles[0])
 
 
+Pick = Callable[[Tensor], Tensor]
+
+
 def per_frame(
-    batch: int, frames: int, tokens: int, keep: int, decide: Callable[[list[int], int], Plan]
+    batch: int, frames: int, tokens: int, keep: int, decide: Callable[[Pick, int], Plan]
 ) -> Plan:
     """Decide frame by frame with an exact count over the whole.
 
@@ -89,8 +92,8 @@ def per_frame(
         frames: Frames of each.
         tokens: Tokens of a frame.
         keep: Outputs of each sample, shared evenly over its frames.
-        decide: Takes the numbers of frames and the outputs that each gets; returns a plan in which
-            every frame of every sample is a sample of its own.
+        decide: Takes a function that turns any [B, T, ...] into the [P, ...] of the frames to
+            decide, each a problem of its own, and the outputs that each gets.
 
     Returns:
         A plan of `batch` samples.
@@ -99,7 +102,11 @@ def per_frame(
     parts = []
     for count in sorted(set(counts) - {0}):
         index = [t for t in range(frames) if counts[t] == count]
-        parts.append((index, decide(index, count)))
+
+        def pick(x: Tensor, index: list[int] = index) -> Tensor:
+            return (x if len(index) == frames else x[:, index]).flatten(0, 1)
+
+        parts.append((index, decide(pick, count)))
     return join(parts, counts, tokens)
 
 
@@ -126,8 +133,8 @@ def join(parts: list[tuple[list[int], Plan]], counts: list[int], tokens: int) ->
         out, src = plan.out + starts[at], plan.src + at * tokens
         entries.append([plan.batch // len(index), out, src, plan.weight])
         slots = (starts[frame][:, None] + torch.arange(plan.num_out, device=device)).flatten()
-        rep[:, slots] = (plan.rep.view(B, len(index), -1) + frame[:, None] * tokens).flatten(1)
-        size[:, slots] = plan.size.view(B, len(slots))
+        rep[:, slots] = (plan.rep.reshape(B, len(index), -1) + frame[:, None] * tokens).flatten(1)
+        size[:, slots] = plan.size.reshape(B, len(slots))
     batch, out, src, weight = (torch.cat(e) for e in zip(*entries, strict=True))
     sized = parts[0][1].sized
     return Plan.build(batch, out, src, weight, rep, frames * tokens, size, sized)

@@ -137,16 +137,17 @@ class Plan:
         """
         B, N = len(self.rep), self.num_in
         for tokens in (x, x[None]) if B == 1 else (x,):
+            framed = tokens.dim() > 2 and tokens.shape[1] * tokens.shape[2] == N
+            if len(tokens) == B and framed and (tokens.dim() > 3 or tokens.shape[1] != N):
+                return tokens.flatten(1, 2)
             if tokens.shape[:2] == (B, N):
                 return tokens
-            if tokens.dim() > 2 and len(tokens) == B and tokens.shape[1] * tokens.shape[2] == N:
-                return tokens.flatten(1, 2)
         raise ValueError(
             f"tokens are {list(x.shape)}; this plan is of {B} x {N} tokens: pass "
             f"[{B}, {N}, ...] or [{B}, T, N / T, ...]"
         )
 
-    def _bags(self) -> tuple[Tensor, Tensor]:
+    def bags(self) -> tuple[Tensor, Tensor]:
         """Rows of [B * num_in] in the order of the outputs, and where each output starts."""
         key = self.batch * self.num_out + self.out
         slots = torch.arange(self.rep.numel(), device=key.device)
@@ -177,7 +178,7 @@ class Plan:
             raise ValueError(f"reduce={reduce!r}; choose of 'weight', 'sum', 'max', 'rep'")
         if not x.is_floating_point():
             raise ValueError(f"{x.dtype} tokens cannot be averaged; pass reduce='rep'")
-        src, starts = self._bags()
+        src, starts = self.bags()
         weight = self.weight.to(x.dtype) if reduce == "weight" else None
         mode = "max" if reduce == "max" else "sum"
         table = x.reshape(len(x) * self.num_in, -1)
@@ -247,7 +248,7 @@ class Plan:
                 f"a plan of {len(other.rep)} x {other.num_in} tokens cannot follow one that gives "
                 f"{len(self.rep)} x {self.num_out}"
             )
-        _, starts = self._bags()
+        _, starts = self.bags()
         ends = torch.cat([starts[1:], starts.new_tensor([len(self.src)])])
         middle = other.batch * self.num_out + other.src
         counts = (ends - starts)[middle]
@@ -298,16 +299,62 @@ class Plan:
         B, K, N = len(self.rep) // groups, self.num_out, self.num_in
         group = self.batch % groups
         first = (torch.arange(groups, device=self.rep.device) * N)[None, :, None]
-        rep = self.rep.view(B, groups, K)
+        rep = self.rep.reshape(B, groups, K)
         return Plan(
             batch=self.batch // groups,
             out=self.out + group * K,
             src=self.src + group * N,
             weight=self.weight,
             rep=(rep + first).where(rep >= 0, rep).view(B, groups * K),
-            size=self.size.view(B, groups * K),
+            size=self.size.reshape(B, groups * K),
             num_in=groups * N,
             sized=self.sized,
+        )
+
+    @staticmethod
+    def stack(plans: list[Plan]) -> Plan:
+        """Plans of as many sources as a batch; outputs that some lack are padded."""
+        K = max(plan.num_out for plan in plans)
+        firsts = [sum(len(plan.rep) for plan in plans[:i]) for i in range(len(plans))]
+        return Plan(
+            batch=torch.cat([p.batch + first for p, first in zip(plans, firsts, strict=True)]),
+            out=torch.cat([p.out for p in plans]),
+            src=torch.cat([p.src for p in plans]),
+            weight=torch.cat([p.weight for p in plans]),
+            rep=torch.cat([F.pad(p.rep, (0, K - p.num_out), value=-1) for p in plans]),
+            size=torch.cat([F.pad(p.size, (0, K - p.num_out)) for p in plans]),
+            num_in=plans[0].num_in,
+            sized=plans[0].sized,
+        )
+
+    @staticmethod
+    def concat(plans: list[Plan]) -> Plan:
+        """Outputs of plans of the same sources, one plan after the other."""
+        starts = [sum(plan.num_out for plan in plans[:i]) for i in range(len(plans))]
+        return Plan.build(
+            torch.cat([p.batch for p in plans]),
+            torch.cat([p.out + start for p, start in zip(plans, starts, strict=True)]),
+            torch.cat([p.src for p in plans]),
+            torch.cat([p.weight for p in plans]),
+            torch.cat([p.rep for p in plans], dim=1),
+            plans[0].num_in,
+            torch.cat([p.size for p in plans], dim=1),
+            plans[0].sized,
+        )
+
+    def each(self, places: int) -> Plan:
+        """A plan of frames as one of tokens, in which all places of a frame do the same."""
+        place = torch.arange(places, device=self.rep.device)
+        rep = self.rep[..., None]
+        return self.build(
+            self.batch.repeat_interleave(places),
+            (self.out[:, None] * places + place).flatten(),
+            (self.src[:, None] * places + place).flatten(),
+            self.weight.repeat_interleave(places),
+            (rep * places + place).where(rep >= 0, rep).flatten(1),
+            self.num_in * places,
+            self.size.repeat_interleave(places, dim=1),
+            self.sized,
         )
 
     def dense(self) -> Plan:

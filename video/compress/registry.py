@@ -11,9 +11,34 @@ import torch
 from torch import Tensor
 
 from video.compress import budget as budgets
+from video.compress.merge import distinct
 from video.compress.plan import Plan
+from video.compress.recipes.aim import aim
+from video.compress.recipes.ats import ats
+from video.compress.recipes.bvllm import bvllm
+from video.compress.recipes.chat_univi import chat_univi, dpc_knn
+from video.compress.recipes.dart import dart
 from video.compress.recipes.dycoke import dycoke
+from video.compress.recipes.evit import evit
+from video.compress.recipes.evs import evs
+from video.compress.recipes.framefusion import framefusion
+from video.compress.recipes.globalcom2 import globalcom2
+from video.compress.recipes.hired import hired
+from video.compress.recipes.lftr import lftr
+from video.compress.recipes.llama_vid import llama_vid
+from video.compress.recipes.mctf import mctf
+from video.compress.recipes.pooled import dynamic_vlm, m3
+from video.compress.recipes.ppllava import ppllava
+from video.compress.recipes.prumerge import prumerge
+from video.compress.recipes.quota import quota
+from video.compress.recipes.ranked import fopru, vflowopt, vtc_cls
+from video.compress.recipes.sta import sta
+from video.compress.recipes.testa import testa
+from video.compress.recipes.token_pooling import token_pooling
 from video.compress.recipes.tome import tome
+from video.compress.recipes.ts_llava import ts_llava
+from video.compress.recipes.vid_tldr import vid_tldr
+from video.compress.recipes.visionzip import visionzip
 
 
 @dataclass(frozen=True)
@@ -57,7 +82,38 @@ def _methods(*recipes: Callable[..., Plan]) -> dict[str, Method]:
     return methods
 
 
-METHODS: dict[str, Method] = _methods(dycoke, tome)
+METHODS: dict[str, Method] = _methods(
+    aim,
+    ats,
+    bvllm,
+    chat_univi,
+    dpc_knn,
+    dart,
+    dycoke,
+    evit,
+    evs,
+    framefusion,
+    globalcom2,
+    hired,
+    lftr,
+    llama_vid,
+    mctf,
+    dynamic_vlm,
+    m3,
+    ppllava,
+    prumerge,
+    quota,
+    fopru,
+    vflowopt,
+    vtc_cls,
+    sta,
+    testa,
+    token_pooling,
+    tome,
+    ts_llava,
+    vid_tldr,
+    visionzip,
+)
 
 
 def plan(
@@ -128,7 +184,7 @@ def plan(
         if keep == x.shape[1] * x.shape[2]:
             return Plan.identity(len(x), keep, x.device)
         made = known.run(x, keep, **options)
-    return made.in_order() if order == "index" else made
+    return distinct(made).in_order() if order == "index" else made
 
 
 def _attention(attention: Tensor, x: Tensor, batched: bool) -> Tensor:

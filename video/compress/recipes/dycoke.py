@@ -1,6 +1,7 @@
-"""DyCoke's temporal token "merging", which prunes. Source: Tao et al. 2025, arXiv:2411.15024, 3.2.
+"""DyCoke: temporal token "merging", which prunes.
 
-Unlike the published code, an odd last frame is kept and short clips work.
+Source: Tao et al. 2025, arXiv:2411.15024. Unlike in the published code, an odd last frame is kept
+and short clips work.
 """
 
 import torch
@@ -26,7 +27,7 @@ def dycoke(
             where the budget does not reach for more.
         k: Without `keep`: share of a frame between that goes.
         upstream_ends: Do as the published code at the end of a clip: drop an odd last frame, and
-            keep the third frame of the last group of four whole.
+            keep the third frame of the last group of four whole where the clip ends with it.
 
     Returns:
         Outputs of a frame follow each other from the most changed to the least.
@@ -36,8 +37,8 @@ def dycoke(
     while keep is not None and -(-T // period) * N > keep and period < T:
         period *= 2
     reference = [t - 1 if t % 2 else t - t % period for t in range(T - T % 2 * upstream_ends)]
-    if upstream_ends and (last := (len(reference) - 1) // 4 * 4 + 2) < len(reference):
-        reference[last] = last
+    if upstream_ends and T % 4 == 0:
+        reference[T - 2] = T - 2
     between = [t for t, other in enumerate(reference) if t != other]
     counts = [N] * len(reference)
     whole = (len(reference) - len(between)) * N

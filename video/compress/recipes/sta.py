@@ -1,0 +1,75 @@
+"""STA: tokens that repeat what came before go first.
+
+Source: Ding et al. 2023, arXiv:2308.04549.
+"""
+
+import torch
+from torch import Tensor
+
+from video.compress.assign import best_match, rows_of
+from video.compress.budget import evenly
+from video.compress.plan import Plan
+from video.compress.score import deciding, norms
+
+
+def sta_stage(
+    x_BTND: Tensor, metric_BTNC: Tensor, counts: list[int], reverse: bool = False
+) -> Plan:
+    """Walk through the frames, and keep of each what the one before does not tell.
+
+    Args:
+        x_BTND: Tokens, for how strong each is.
+        metric_BTNC: What similarity is measured on.
+        counts: Outputs of each frame, in the order of time.
+        reverse: Walk from the last frame to the first.
+
+    Returns:
+        Frames in the order of time, outputs of a frame from the least to the most redundant.
+    """
+    _, T, N, _ = x_BTND.shape
+    strength = deciding(x_BTND).abs().sum(-1)
+    low, high = strength.amin(2, keepdim=True), strength.amax(2, keepdim=True)
+    semantic = (strength - low) / (high - low).clamp(min=1e-12)
+    metric = deciding(metric_BTNC) / norms(metric_BTNC)[..., None]
+    kept: dict[int, Tensor] = {}
+    told = before = None  # how much each token that was kept of the frame before is repeated
+    for t in reversed(range(T)) if reverse else range(T):
+        m = metric[:, t]
+        if told is None or before is None:
+            kept[t] = _least_repeated(m)[:, : counts[t]]
+            before, told = m, torch.ones_like(m[..., 0])
+            continue
+        repeated = (m @ before.transpose(1, 2)).softmax(dim=1) @ told[..., None]
+        worst = repeated[..., 0] * (1 - semantic[:, t])
+        kept[t] = worst.argsort(dim=1, stable=True)[:, : counts[t]]
+        if counts[t]:
+            told = repeated[..., 0].gather(1, kept[t])
+            told = told / told.sum(1, keepdim=True)
+            before = rows_of(m, kept[t])
+    return Plan.keep(torch.cat([kept[t] + t * N for t in range(T)], dim=1), T * N)
+
+
+def _least_repeated(metric_BNC: Tensor) -> Tensor:
+    """Odd places, then even ones from the least to the most similar to an odd one."""
+    B, N, _ = metric_BNC.shape
+    odd = torch.arange(1, N, 2, device=metric_BNC.device).expand(B, -1)
+    if N == 1:
+        return torch.zeros_like(metric_BNC[..., 0], dtype=torch.long)
+    best, _ = best_match(metric_BNC[:, ::2], metric_BNC[:, 1::2])
+    return torch.cat([odd, 2 * best.argsort(dim=1, stable=True)], dim=1)
+
+
+def sta(
+    x_BTND: Tensor, keep: int | None = None, *, r: int | None = None, metric: Tensor | None = None
+) -> Plan:
+    """Keep of each frame what the frames before do not already tell, in one walk.
+
+    Args:
+        x_BTND: Tokens.
+        keep: Outputs of each sample, exactly.
+        r: Without `keep`: tokens that go of each frame; a quarter by default.
+        metric: [B, T, N, C] what similarity is measured on, e.g. keys; the tokens by default.
+    """
+    _, T, N, _ = x_BTND.shape
+    keep = T * max(1, N - (N // 4 if r is None else r)) if keep is None else keep
+    return sta_stage(x_BTND, x_BTND if metric is None else metric, evenly(keep, T))
