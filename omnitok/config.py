@@ -112,7 +112,7 @@ class PlanesConfig:
         bins: Cells along the axis that a plane leaves out, each with its share of inside.
         views: Further channels of a cell: what the shape looks like along that axis.
         fine: Cells of a decoded plane on a side of a token.
-        features: Channels of a decoded plane.
+        features: Channels of a decoded plane, beside a profile of `bins` along the axis left out.
         hidden: Width of the layers that turn features at a point into its field.
     """
 

@@ -154,14 +154,18 @@ class Autoencoder(nn.Module):
 
     def decode_planes(self, z_BGNL: Tensor) -> Tensor:
         """Quantized latents [B, 1, N, L] to planes [B, P, C, R, R] (see `PlaneParts.field_at`)."""
+        return self._plane_parts().planes(self.decode_features(z_BGNL))
+
+    def decode_features(self, z_BGNL: Tensor) -> Tensor:
+        """What the head of the 3D stage reads: [B, 1, N, D]."""
         parts = self._plane_parts()
         layout = planes_layout(parts.config.side, z_BGNL.device)
-        return parts.planes(self.decoder(parts.place(self.from_latent(z_BGNL)), layout))
+        return self.decoder(parts.place(self.from_latent(z_BGNL)), layout)  # type: ignore[no-any-return]
 
     def forward_planes(self, batch: PlaneBatch) -> PlaneResult:
         """Encode, quantize and decode 3D assets, and compare their fields with the truth.
 
-        The sum of `losses` (weights 1, 1, 1e-4) and of `quantized.losses` is to be minimised.
+        The sum of `losses` (weights 1, 0.3, 1e-5) and of `quantized.losses` is to be minimised.
         """
         parts = self._plane_parts()
         quantized = self.quantizer(self.encode_planes(batch.raster))

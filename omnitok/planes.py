@@ -22,6 +22,8 @@ from omnitok.quantize import Quantized
 
 AXES = ((0, 1), (0, 2), (1, 2))  # (row, column) of the planes, of (x, y, z)
 EMPTY = -2.0  # field of a fresh model: most of the box is outside
+VIEW_SHARE = 0.3  # of the views beside the bins in the principal components
+CONTRAST = 8.0  # logit of a cell that is wholly inside, in the first linear reading
 
 
 @dataclass
@@ -83,7 +85,7 @@ class PlaneParts(nn.Module):
         self.embed = nn.Linear(config.cells**2 * config.channels, wide)
         self.sheet_in = nn.Parameter(torch.zeros(len(AXES), wide))
         self.sheet_out = nn.Parameter(torch.zeros(len(AXES), deep))
-        self.head = nn.Linear(deep, config.fine**2 * config.features)
+        self.head = nn.Linear(deep, config.fine**2 * (config.features + config.bins))
         self.field = nn.Sequential(
             nn.Linear(config.features, config.hidden),
             nn.SiLU(),
@@ -93,11 +95,13 @@ class PlaneParts(nn.Module):
         )
 
     def reset_parameters(self) -> None:
-        """What differs from the rest of a fresh model."""
+        """What differs from the rest of a fresh model: an empty box, read off the profiles."""
         for sheet in (self.sheet_in, self.sheet_out):
             nn.init.normal_(sheet, std=0.1)
+        last = self.field[-1]
         with torch.no_grad():
-            self.field[-1].bias[0] = EMPTY  # type: ignore[operator, index]
+            last.weight[0] = 0.0  # type: ignore[operator]
+            last.bias[0] = EMPTY  # type: ignore[operator]
 
     def tokens(self, raster_BPCRR: Tensor) -> Tensor:
         """[B, P, C, R, R] to [B, 1, N, D] for the encoder."""
@@ -115,7 +119,7 @@ class PlaneParts(nn.Module):
         return x_BGND + self.sheet_out.repeat_interleave(self.config.side**2, dim=0)
 
     def planes(self, x_BGND: Tensor) -> Tensor:
-        """[B, 1, N, D] from the decoder to planes [B, P, C, R, R]."""
+        """[B, 1, N, D] from the decoder to planes [B, P, C, R, R]: features, then profiles."""
         config = self.config
         pattern = "b 1 (p i j) (u v c) -> b p c (i u) (j v)"
         sizes = {"p": len(AXES), "i": config.side, "u": config.fine, "v": config.fine}
@@ -123,10 +127,17 @@ class PlaneParts(nn.Module):
         return planes
 
     def field_at(self, planes_BPCRR: Tensor, points_BMA: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, M] of being inside, and colours [B, M, 3] from 0 to 1."""
-        sampled_BPMC = sample_planes(planes_BPCRR, projections(points_BMA))
-        out = self.field(sampled_BPMC.sum(dim=1))
-        return out[..., 0].float(), out[..., 1:].float().sigmoid()
+        """Logits [B, M] of being inside, and colours [B, M, 3] from 0 to 1.
+
+        Every plane says what lies at a point in two ways: by features, which are summed over the
+        planes and read by a small network, and by a profile along the axis that it leaves out,
+        whose values are logits that add up.
+        """
+        features, profiles = planes_BPCRR.split([self.config.features, self.config.bins], dim=2)  # type: ignore[no-untyped-call]
+        sampled_BPMC = sample_planes(features, projections(points_BMA))
+        out = self.field(sampled_BPMC.sum(dim=1)).float()
+        logits = out[..., 0] + sample_profiles(profiles, points_BMA).sum(dim=1)
+        return logits, out[..., 1:].sigmoid()
 
 
 def projections(points_BMA: Tensor) -> Tensor:
@@ -164,6 +175,22 @@ def sample_planes(
     return rearrange(sampled, "(b p) c m 1 -> b p m c", b=many)
 
 
+def sample_profiles(profiles_BPCRR: Tensor, points_BMA: Tensor) -> Tensor:
+    """[B, P, M] values of profiles [B, P, bins, rows, columns], linear along all three axes."""
+    many = profiles_BPCRR.shape[0]
+    places = torch.stack(  # grid_sample: column, row, bin
+        [points_BMA[..., [b, a, 3 - a - b]] for a, b in AXES], dim=1
+    )
+    sampled = F.grid_sample(
+        profiles_BPCRR.flatten(0, 1)[:, None].float(),
+        places.flatten(0, 1)[:, :, None, None].float(),
+        mode="bilinear",
+        padding_mode="border",
+        align_corners=False,
+    )
+    return rearrange(sampled, "(b p) 1 m 1 1 -> b p m", b=many)
+
+
 def roughness(planes_BPCRR: Tensor) -> Tensor:
     """Mean square of the steps between neighbouring cells of planes."""
     steps = planes_BPCRR.diff(dim=-1), planes_BPCRR.diff(dim=-2)
@@ -173,7 +200,7 @@ def roughness(planes_BPCRR: Tensor) -> Tensor:
 def field_losses(
     field_BM: Tensor, colors_BMC: Tensor, planes_BPCRR: Tensor, batch: PlaneBatch
 ) -> dict[str, Tensor]:
-    """Unweighted terms; the usual weights are 1, 1 and 1e-4."""
+    """Unweighted terms; the usual weights are 1, 0.3 and 1e-5."""
     error = F.binary_cross_entropy_with_logits(field_BM, batch.inside, batch.weights)
     off = (colors_BMC - batch.colors).abs().mean(dim=(1, 2)) * batch.colored
     return {

@@ -28,6 +28,7 @@ FIELD = 80  # cells of a side of the winding field
 NEAR = 2.0  # cells of it within which the surface corrects it
 SURE = 0.6  # how often an open surface surrounds what is inside
 PLATE = 1 / 64  # half the thickness that a sheet is given
+THINNEST = {"closed": 1 / 500, "open": 1 / 32}  # mean thickness of what encloses something
 STEP = 500_000  # rays shot at a time
 
 
@@ -51,8 +52,8 @@ class Inside:
         if solid is not None and solid.closed:
             self._scene = Scene(solid.vertices, solid.faces)
         cells = self.grid(64)
-        least = 0.25 * PLATE * surface.area.sum() * (64 / 2) ** 3
-        if cells.sum() < least:
+        thickness = 2 * cells.sum() * (2 / 64) ** 3 / max(surface.area.sum(), 1e-12)
+        if thickness < THINNEST[self.kind]:
             self.kind = "sheet"
 
     def __call__(self, points: Floats) -> NDArray[np.bool_]:

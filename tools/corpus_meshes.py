@@ -74,12 +74,13 @@ def build(
             skipped.append(f"{item['key']}: {item['skipped']}")
             continue
         try:
-            mesh = read(path := item.pop("path"))
+            mesh = read(path := item["path"])
             if (twin := _fingerprint(mesh)) in seen:
                 raise ShapesError(f"{path} is there already")
             seen.add(twin)
             if not mesh.has_colors and item["split"] == "train":
                 mesh = paint(mesh, number)
+            item["path"] = str(path)
             files.append(item | _store(mesh, item["key"], out / item["split"], planes))
         except ShapesError as error:
             skipped.append(f"{item['key']}: {error}")
