@@ -184,9 +184,11 @@ def translate(published: Published) -> tuple[OmniTokenizerConfig, dict[str, Tens
 def _settings(published: Published) -> dict[str, Any]:
     """The settings kept with the tensors, and what is known of the published file."""
     kept = published.contents.get("hyper_parameters")
-    args = kept.get("args") if isinstance(kept, Mapping) else None
-    values = dict(vars(args)) if isinstance(args, argparse.Namespace) else {}
-    return values | {"attention": "explicit" if published.name == EXPLICIT else "fused"}
+    args = kept.get("args", kept) if isinstance(kept, Mapping) else {}
+    values = vars(args) if isinstance(args, argparse.Namespace) else args
+    if not isinstance(values, Mapping):
+        raise TypeError(f"they are a {type(values).__name__}, not names with values")
+    return dict(values) | {"attention": "explicit" if published.name == EXPLICIT else "fused"}
 
 
 def _is_used(name: str, config: OmniTokenizerConfig) -> bool:

@@ -156,7 +156,7 @@ class CosineAttention(nn.Module):
         """[H, N, N] added to the scores."""
         if place.grid is not None and self.position is not None:
             steps, index = displacements(*place.grid, like.device)
-            table = self.position(steps.to(like.dtype))
+            table = self.position(steps.type_as(self.q_scale))
             bias: Tensor = rearrange(table[index], "q k h -> h q k")
             return bias.type_as(like)
         return None if place.bias is None else place.bias.to(like.dtype)
