@@ -1,9 +1,11 @@
 """Losses: by hand where they can be, against each other where they cannot, and as a set."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
+from small_networks import save_network
 from torch.nn import functional as F
 
 from omnitok import losses
@@ -12,7 +14,7 @@ from omnitok.losses.adversarial import Adversarial, AdversarialConfig, discrimin
 from omnitok.losses.discriminator import PatchDiscriminator
 from omnitok.losses.perceptual import gram, gram_distance
 from omnitok.losses.pixel import charbonnier
-from omnitok.losses.semantic import caption_divergence, sigmoid_contrast
+from omnitok.losses.semantic import all_texts, caption_divergence, sigmoid_contrast
 from omnitok.quantize.base import Quantized
 
 CLIP = (2, 3, 5, 16, 16)
@@ -313,6 +315,54 @@ def test_losses_that_look_at_one_frame_look_at_the_same_one():
     assert len(set(found)) == 6
     assert torch.equal(recon, given.recon.transpose(1, 2).flatten(0, 1)[found])
     assert given.pictures(None, side=8)[0].shape == (27, 3, 8, 8)
+
+
+def test_losses_make_nothing_on_another_device_and_never_wait_for_a_value(tmp_path, monkeypatch):
+    # tensors without values: mixing devices, or asking for a value, raises
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    network = {"network": str(save_network(tmp_path, "lpips-alex"))}
+    shape = {"width": 5, "embedding": 6}
+    pixels = dict.fromkeys(("l1", "l2", "rmse", "huber", "charbonnier"), 1.0)
+    config = {
+        **pixels,
+        "lpips": network,
+        "gram": {**network, "fast": True, "side": 96},
+        "gan2d": {"adaptive": True, "lecam": 0.1, "width": 4, "skip_below": 0.1},
+        "gan3d": {"width": 4},
+        "kl": {},
+        "distill": {**shape, "kind": "captions"},
+        "contrastive": shape,
+    }
+    every = losses.build(config, teacher=lambda x: x.mean((2, 3)).repeat(1, 2)).to("meta")
+    layer = torch.nn.Linear(3, 3, device="meta")
+    target = torch.zeros(2, 3, 5, 64, 64, device="meta")
+    given = LossInputs(
+        recon=layer(target.transpose(1, -1)).transpose(1, -1),
+        target=target,
+        quantized=Quantized(torch.zeros(2, 4, 8, device="meta"), None, {"kl": target.mean()}, None),
+        features=torch.zeros(2, 7, 5, device="meta"),
+        text=torch.zeros(2, 6, device="meta"),
+        last_layer=layer.weight,
+    )
+    for result in (every(given), every.discriminate(given)):
+        result.total.backward()
+        assert {term.device.type for term in result.terms.values()} == {"meta"}
+
+
+def test_processes_share_captions_and_averages():
+    distributed = torch.distributed
+    store = distributed.HashStore()
+    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        text = torch.randn(3, 4)
+        texts, first = all_texts(text)
+        assert torch.equal(texts, text)
+        assert first == 0
+        game = Adversarial(AdversarialConfig(lecam=1.0, lecam_decay=0.0, width=4), axes=2)
+        game.discriminate(inputs(shape=(2, 3, 1, 16, 16)))
+        assert game.means.abs().min() > 0
+    finally:
+        distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize(
