@@ -51,12 +51,14 @@ class Method:
             published defaults.
         needs: What it must be given: "tokens", and further "attention" or "text".
         note: One line about it.
+        matrix: Whether the attention must be that of every query, and not one number per token.
     """
 
     name: str
     run: Callable[..., Plan]
     needs: tuple[str, ...]
     note: str
+    matrix: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -78,7 +80,8 @@ def _methods(*recipes: Callable[..., Plan]) -> dict[str, Method]:
             if name in parameters and parameters[name].default is inspect.Parameter.empty
         ]
         note = (run.__doc__ or "").splitlines()[0]
-        methods[run.__name__] = Method(run.__name__, run, ("tokens", *required), note)
+        matrix = run in (vid_tldr, vflowopt)
+        methods[run.__name__] = Method(run.__name__, run, ("tokens", *required), note, matrix)
     return methods
 
 
@@ -168,7 +171,10 @@ def plan(
             f"{method} has no option {wrong[0]!r}; it takes {sorted(known.options) or 'none'}"
         )
     batched = x.dim() == 4
-    x = x if batched else x[None]
+    if not batched:
+        x = x[None]
+        tensors = {name: value for name, value in options.items() if isinstance(value, Tensor)}
+        options |= {name: value[None] for name, value in tensors.items()}
     given = {
         "attention": None if attention is None else _attention(attention, x, batched),
         "text": None if text is None else _text(text, x),

@@ -85,7 +85,8 @@ def chat_univi(
         x_BTND: Tokens.
         keep: Outputs of each sample, exactly, shared over events by their frames and over levels
             in proportion to `spatial`.
-        spatial: Without `keep`: clusters at each level, of every frame and then of every event.
+        spatial: Without `keep`: clusters at each level, of every frame and then of every event;
+            fewer, for half of the tokens, where there are not as many tokens.
         temporal: Events per frame.
         k: Neighbours that density is measured on at each level, and among frames.
         upstream_ties: As `density_peaks` takes it.
@@ -93,12 +94,15 @@ def chat_univi(
     Returns:
         Events in the order of their first frames, and level by level. A token is in every level.
     """
+    _, T, N, _ = x_BTND.shape
+    num_events = max(1, ceil(T * temporal))
+    if keep is None and sum(spatial) * num_events > T * N:
+        keep = max(1, T * N // 2)
     plans = []
     for x_TND in x_BTND:
-        T, N, _ = x_TND.shape
         parts = []
         means = x_TND.mean(1)[None]
-        events = cluster(means, max(1, ceil(T * temporal)), k[-1], upstream_ties=upstream_ties)
+        events = cluster(means, num_events, k[-1], upstream_ties=upstream_ties)
         label = events.source()[0].tolist()
         frames = [[t for t in range(T) if label[t] == e] for e in dict.fromkeys(label)]
         of_frame = None if keep is None else evenly(keep, T)
