@@ -18,6 +18,7 @@ from typing import TypeVar
 import torch
 
 from omnitok import Tokenizer, Tokens, TokensError
+from omnitok.groups import first_frame
 from omnitok.token_stream import TokenReader, TokenWriter
 from omnitok.tokens import Preprocess, Source
 from video.clip import VideoInfo
@@ -142,6 +143,7 @@ def tokenize_file(
         fps=None if fps is None or os.path.isdir(src) else str(as_rate(fps)),
         size=size,
         clip=None if clip is None else (clip[0], clip[1] if math.isfinite(clip[1]) else None),
+        window=None if tok.window is None else (tok.window, 0),
     )
     if has_output(dst) and not overwrite:
         return _kept(tok, src, dst, wanted)
@@ -343,7 +345,8 @@ def _pad(
 ) -> tuple[int, int, int]:
     """Frames, rows and columns by which whole groups and patches exceed the clip."""
     (t, h, w), (pt, ph, pw) = grid, tok.patch
-    return 1 + (t - 1) * pt - size[0], h * ph - size[1], w * pw - size[2]
+    frames = first_frame(t, pt, tok.causal, tok.window)
+    return frames - size[0], h * ph - size[1], w * pw - size[2]
 
 
 def _rate(reader: TokenReader) -> Fraction | None:

@@ -113,9 +113,9 @@ class OmniTokenizer(PublishedTokenizer):
     def __init__(self, model: OmniTokenizerNet, weights_sha256: str) -> None:
         super().__init__(model, weights_sha256)
         self.multiple = self.config.multiple
-        frames, pt = self.config.clip_frames, self.patch[0]
-        # whole groups of at most so many frames
-        self.window = frames and first_frame(num_groups(frames + 1, pt) - 1, pt)
+        pt = self.patch[0]
+        whole = num_groups(self.config.clip_frames + 1, pt) - 1  # groups of the clips in training
+        self.window = first_frame(whole, pt)
 
     @property
     def window(self) -> int | None:

@@ -20,6 +20,7 @@ POSITIONS = ("rope", "rel")
 ATTENTIONS = ("fused", "explicit")
 COLOURS = 3
 EMA_EPS = 1e-7
+CLIP_FRAMES = 17  # of all published models
 _UNSUPPORTED = {  # settings that change the network, and what we build
     "patch_embed": "linear",
     "gen_upscale": None,
@@ -84,7 +85,7 @@ class OmniTokenizerConfig:
         pool_space: Tokens of half the height and width are averaged in fours before it.
         unit_latents: Whether latents are divided by their norms before the nearest code is found.
         quantizer: The bottleneck.
-        clip_frames: Frames of the clips it was trained on; None where not known.
+        clip_frames: Frames of the clips it was trained on.
     """
 
     name: str
@@ -105,7 +106,7 @@ class OmniTokenizerConfig:
     pool_space: bool = False
     unit_latents: bool = True
     quantizer: QuantizerConfig
-    clip_frames: int | None = None
+    clip_frames: int = CLIP_FRAMES
 
     def __post_init__(self) -> None:
         self.patch = triple("patch", self.patch)
@@ -113,7 +114,7 @@ class OmniTokenizerConfig:
         for name in ("width", "heads", "head_width", "mlp_hidden", "window"):
             if not 1 <= getattr(self, name) <= MAX_WIDTH:
                 raise ValueError(f"{name}={getattr(self, name)} must be between 1 and {MAX_WIDTH}")
-        if self.clip_frames is not None and self.clip_frames < 1:
+        if self.clip_frames < 1:
             raise ValueError(f"clip_frames={self.clip_frames} must be at least 1")
         for name, choices in (("position", POSITIONS), ("attention", ATTENTIONS)):
             if getattr(self, name) not in choices:
@@ -222,7 +223,7 @@ def config_of(
         pool_space=told.get("defer_spatial_pool", False),
         unit_latents=told.get("l2_code", True) and not vae,
         quantizer=quantizer,
-        clip_frames=told.get("sequence_length"),
+        clip_frames=told.get("sequence_length", CLIP_FRAMES),
     )
 
 
