@@ -173,7 +173,8 @@ def test_means_over_clips_over_frames_and_over_everything_differ_as_they_should(
 
 def test_linear_baselines_have_as_many_bits_as_the_tokenizer(tmp_path, monkeypatch):
     monkeypatch.setattr(eval_methods, "DRAWS", 5)
-    linear = eval_methods.LinearBaselines(write_corpus(tmp_path / "corpus"))
+    said = []
+    linear = eval_methods.LinearBaselines(write_corpus(tmp_path / "corpus"), said.append)
     frames = torch.from_numpy(waves(6, 32, 32, 5)).permute(0, 3, 1, 2)
     for name, bits in (("tiny", 16), ("tiny-kl", 512)):
         tok = small_tokenizer(name)
@@ -184,6 +185,7 @@ def test_linear_baselines_have_as_many_bits_as_the_tokenizer(tmp_path, monkeypat
         assert coded.bits == coded.tokens * bits
     names = [fact["name"] for fact in linear.facts()]
     assert names == ["PCA quantized to 16 bits", "PCA, 16 numbers"]
+    assert said == [f"fitting {name}" for name in names]
     assert all(fact["still_patches"] and fact["moving_patches"] for fact in linear.facts())
 
 

@@ -114,10 +114,11 @@ class LinearBaselines:
 
     Args:
         corpus: The corpus folder.
+        note: Called with a line about what takes long.
     """
 
-    def __init__(self, corpus: Path) -> None:
-        self._corpus = corpus
+    def __init__(self, corpus: Path, note: Callable[[str], None]) -> None:
+        self._corpus, self._note = corpus, note
         self._fitted: dict[str, LinearTokenizer] = {}
 
     def of(self, model: str, tok: Tokenizer) -> Method | None:
@@ -158,6 +159,7 @@ class LinearBaselines:
         from omnitok.pixels import to_float
 
         if name not in self._fitted:
+            self._note(f"fitting {name}")
             clips = (to_float(x, torch.float32) for x in training_clips(self._corpus, patch, DRAWS))
             self._fitted[name] = LinearTokenizer.fit(clips, patch, rank, bits)
         return self._fitted[name]

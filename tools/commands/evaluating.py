@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
             f"protocol {chosen.name} takes; choose another --protocol or folder"
         )
     notes = list[str]()
-    linear = LinearBaselines(corpus) if has_corpus and not args.only_models else None
+    linear = LinearBaselines(corpus, report.note) if has_corpus and not args.only_models else None
     if not has_corpus and not args.only_models:
         notes.append(f"no PCA: there is no corpus in {corpus}; run `make corpus`")
     rows = methods(models, linear, notes.append)
