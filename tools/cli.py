@@ -25,6 +25,7 @@ from tools.commands import (
     inspecting,
     listing,
     tokenizing,
+    training,
 )
 from tools.commands.errors import BUG, FAILED, USAGE, UsageError, bug, sentence
 from tools.commands.reporting import printable
@@ -40,6 +41,7 @@ COMMANDS = (
     doctoring,
     demonstrating,
     evaluating,
+    training,
 )
 
 

@@ -16,7 +16,9 @@ from omnitok.checkpoint import load_checkpoint, save_checkpoint
 from omnitok.hub import SHIPPED
 from omnitok.metrics.validation import validator
 from omnitok.pixels import to_float
-from video.datasets import Corpus, centre_clip
+from omnitok.train.state import Checkpoints
+from video.data.crops import centre_clip
+from video.data.datasets import read_corpus
 
 LOGS = Path(__file__).parents[1] / "docs" / "weights"
 WEAKNESSES = (
@@ -48,22 +50,25 @@ def summarise(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 def ship(name: str, runs: Path, corpus: Path) -> dict[str, Any]:
     """Store the weights of a run in half precision, score them, and write card and log."""
     run = runs / name
-    state = torch.load(run / "state.pt", map_location="cpu", weights_only=True, mmap=True)
+    saved = Checkpoints(run / "checkpoints", 1).load()
+    if saved is None:
+        raise SystemExit(
+            f"{run} holds no checkpoint; train it first: python -m tools.train_weights"
+        )
+    step, state = saved
     model, _ = load_checkpoint(run / "weights.safetensors")
     target = SHIPPED / f"{name}.safetensors"
     digest = save_checkpoint(target, model, dtype=torch.float16)
     model, _ = load_checkpoint(target)
-    held_out = Corpus(corpus / "val")
     clips = {
-        "video_33x256x256": [
-            to_float(centre_clip(item, 33, 256)[None], torch.float32) for item in held_out.videos
-        ],
-        "image_256x256": [
-            to_float(centre_clip(item, 1, 256)[None], torch.float32) for item in held_out.images
-        ],
+        f"{kind}_{name}": [
+            to_float(centre_clip(item, frames, 256)[None], torch.float32)
+            for item in read_corpus(corpus / "val", f"{kind}s")
+        ]
+        for kind, name, frames in (("video", "33x256x256", 33), ("image", "256x256", 1))
     }
     scores = validator(clips)(model)
-    config = json.loads(state["config"])
+    config = state["config"]
     entries = json.loads((corpus / "val/videos.json").read_text())
     card = {
         "name": name,
@@ -76,7 +81,7 @@ def ship(name: str, runs: Path, corpus: Path) -> dict[str, Any]:
             "command": f"python -m tools.train_weights {name}",
             "config": config,
             "seed": config["seed"],
-            "steps": state["step"],
+            "steps": step,
             "seconds": round(state["seconds"]),
             "hardware": f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
             "torch": str(torch.__version__),

@@ -14,11 +14,17 @@ LOGVAR_RANGE = (-30.0, 20.0)
 
 
 class KL(Quantizer):
-    """Means and log variances in; a sample in training, the mean in eval out."""
+    """Means and log variances in; a sample in training, the mean in eval out.
+
+    Attributes:
+        share: (part, parts) of a batch that is spread over processes: the noise is drawn for the
+            whole batch, so that it does not depend on how many they are.
+    """
 
     def __init__(self, config: QuantizerConfig) -> None:
         super().__init__(config)
         self.input_dim = 2 * config.dim
+        self.share = (0, 1)
 
     def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Split latents into float32 mean and clamped log variance.
@@ -44,7 +50,9 @@ class KL(Quantizer):
             [..., dim] in the dtype of `z`.
         """
         mean, logvar = self.posterior(z)
-        noise = torch.empty_like(mean).normal_(generator=generator)
+        part, parts = self.share
+        noise = mean.new_empty(parts * len(mean), *mean.shape[1:]).normal_(generator=generator)
+        noise = noise[part * len(mean) : (part + 1) * len(mean)]
         return reparameterise(mean, logvar, noise).to(z.dtype)
 
     def _forward(self, z: Tensor) -> Quantized:

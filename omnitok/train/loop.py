@@ -2,223 +2,374 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from omnitok.checkpoint import load_checkpoint, save_checkpoint, write_atomically
-from omnitok.losses.pixel import rmse_per_clip
+from omnitok.checkpoint import load_checkpoint, save_checkpoint
+from omnitok.losses import LossSet
 from omnitok.model import Autoencoder
 from omnitok.pixels import to_float
-from omnitok.presets import preset
-from omnitok.train.config import TrainConfig
-from omnitok.train.optim import build_optimizer, clip_gradients, rate_factor, set_rate
+from omnitok.train.config import ConfigError, TrainConfig, differences
+from omnitok.train.log import Log
+from omnitok.train.network import (
+    Model,
+    Network,
+    Objectives,
+    blocks_of,
+    build_model,
+    run_batch,
+    share_noise,
+    stack_checkpointing,
+)
+from omnitok.train.optim import Average, Optimizer, clip_gradients, schedule_of
+from omnitok.train.parallel import World, join, put, spread, whole
 from omnitok.train.pca import start_as_pca
+from omnitok.train.sampler import Batch, Item, Sampler, load
+from omnitok.train.state import Checkpoints, pack, unpack
+from omnitok.train.transition import move_over
 
-PCA_STEPS = 48  # batches that the PCA is fitted to
+PCA_BATCHES = 48  # that the first weights are fitted to
+FIT_BATCHES = 8  # that a new bottleneck is fitted to
+Values = dict[str, Any]
 
 
-class Batches(Protocol):
-    """Where training clips come from."""
+class TrainingError(RuntimeError):
+    """A run cannot go on; what was saved before is good."""
 
-    def batch(self, step: int) -> Tensor:
-        """[B, 3, T, H, W] uint8 of a step."""
 
-    def draw(self, step: int) -> Tensor:
-        """The same without preparing the next."""
+@dataclass
+class Hooks:
+    """What a caller wants to be told.
+
+    Attributes:
+        on_step: Gets the values of every line of the log.
+        on_broken: Gets (file, reason) once for every file that was passed over.
+        validate: Gets the averaged model and the step; returns scores for the log. The first one
+            decides which checkpoint is the best.
+    """
+
+    on_step: Callable[[Values], None] | None = None
+    on_broken: Callable[[str, str], None] | None = None
+    validate: Callable[[Model, int], dict[str, float]] | None = None
 
 
 class Trainer:
-    """Trains one tokenizer; `run` again on the same folder goes on where it was.
+    """Trains one tokenizer; the same call on the same folder goes on where it was.
 
     Args:
         config: What to do.
-        out: Folder for the log, the state and the weights.
-        batches: Training clips.
-        validate: Called with the averaged model; returns scores for the log.
-        device: Where to compute.
+        out: Folder for the log, the checkpoints and the weights.
+        items: Dataset name -> kind -> files.
+        world: The processes of the run; joined if it is not given.
+        hooks: What to tell.
+
+    Raises:
+        ConfigError: The config cannot be run, or the folder holds a run with another one.
     """
 
     def __init__(
         self,
         config: TrainConfig,
         out: str | Path,
-        batches: Batches,
-        validate: Callable[[Autoencoder], dict[str, float]] | None = None,
-        device: torch.device | str = "cpu",
+        items: Mapping[str, Mapping[str, Sequence[Item]]],
+        world: World | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
-        self.config, self.out, self.batches = config, Path(out), batches
-        self.validate, self.device = validate, torch.device(device)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.step, self.seconds = 0, 0.0
+        self.config, self.out, self.hooks = config, Path(out), hooks or Hooks()
+        self.world = world or join()
+        self.sampler = Sampler(config, items, (self.world.rank, self.world.size))
+        self.notes: list[str] = []
+        self.step, self.seconds, self.waited, self.best = 0, 0.0, 0.0, -math.inf
+        self.broken: dict[str, str] = {}
+        self._pending: list[tuple[Values, Tensor, list[str]]] = []
         torch.manual_seed(config.seed)
-        self.model = self._first_model().to(self.device)
-        self.optimizer = build_optimizer(self.model, config.optim)
-        self.average = AveragedModel(
-            self.model,
-            multi_avg_fn=get_ema_multi_avg_fn(config.optim.ema),  # type: ignore[no-untyped-call]
-        )
-        self._resume()
-        if config.compile:
-            for block in (*self.model.encoder.blocks, *self.model.decoder.blocks):
-                block.compile(dynamic=False)
+        self.objectives = Objectives(config.stages, self.world.device)
+        self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
+        saved = self.checkpoints.load()
+        if saved is None:
+            self._adopt(0, self._first_model())
+        else:
+            self._resume(*saved)
+        self.log = Log(self.out, self.step) if self.world.is_first else None
 
-    def _first_model(self) -> Autoencoder:
-        config = preset(self.config.preset)
-        model = Autoencoder(config)
+    # the model of a stage
+
+    def _quantizer_of(self, number: int) -> Mapping[str, Any] | None:
+        given = [s.quantizer for s in self.config.stages[: number + 1] if s.quantizer is not None]
+        return given[-1] if given else None
+
+    def _fresh(self, number: int) -> Model:
+        return build_model(self.config.model, self._quantizer_of(number)).to(self.world.device)
+
+    def _first_model(self) -> Model:
+        model = self._fresh(0)
         if self.config.start_from is not None:
-            start, _ = load_checkpoint(self.config.start_from)
-            return start_from_other(model, start)
-        if not self._state_file.exists():
-            start_as_pca(model, self._pca_clips())
+            start, _ = load_checkpoint(self.config.start_from, device=self.world.device)
+            self._move(start, model, 0)
+        elif isinstance(model, Autoencoder):
+            start_as_pca(model, self._clips(PCA_BATCHES))
         return model
 
-    def _pca_clips(self) -> Iterable[Tensor]:
-        stride = max(1, self.config.steps // PCA_STEPS)
-        for step in range(0, self.config.steps, stride):
-            yield to_float(self.batches.draw(step), torch.float32)
+    def _clips(self, count: int, first: int = 0) -> Iterable[Tensor]:
+        """Clips of batches spread from number `first` to the end, the same on every process."""
+        whole_batches = Sampler.__new__(Sampler)
+        whole_batches.__dict__ = {**self.sampler.__dict__, "share": (0, 1)}
+        stride = max(1, (len(self.sampler) - first) // count)
+        for number in range(first, len(self.sampler), stride):
+            if self.sampler.source_of(number).kind != "meshes":
+                pixels = whole_batches[number].tensors["pixels"]
+                yield to_float(pixels.to(self.world.device), torch.float32)
+
+    def _move(self, old: Model, new: Model, stage: int) -> None:
+        first = self.sampler.first_of(sum(s.steps for s in self.config.stages[:stage]))
+        move_over(old, new, self._clips(FIT_BATCHES, first))
+
+    def _adopt(self, number: int, model: Model) -> None:
+        """Make a model, equal on every process, the one that trains in a stage."""
+        config = self.config
+        self.stage, stage = number, config.stages[number]
+        self.model = model.train()
+        known = [name for name, _ in model.named_parameters()]
+        if wrong := [p for p in stage.freeze if not any(n.startswith(p) for n in known)]:
+            raise ConfigError(
+                f"stage {stage.name!r} freezes {wrong[0]!r}, which no weight starts with"
+            )
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not any(name.startswith(p) for p in stage.freeze))
+        stack_checkpointing(model, config.gradient_checkpointing)
+        share_noise(model, self.world.rank, self.world.size)
+        if config.compile:
+            for block in blocks_of(model):
+                block.compile(dynamic=False)
+        self.network = spread(Network(model), blocks_of(model), self.world, config.shard)
+        optim = stage.optim or config.optim
+        self.optimizer = Optimizer(self.model, self.objectives.heads(), optim)
+        self.adversary = None
+        if players := self.objectives.discriminators():
+            self.adversary = torch.optim.AdamW(players, betas=optim.betas, weight_decay=0.0)
+        self.average = Average(self.model, optim.ema)
+
+    def _enter(self, number: int) -> None:
+        """Go from one stage to the next: new parts, what is frozen, moments kept."""
+        before = pack(self.model, self.optimizer, self.average)
+        heads = self.optimizer.head_state()
+        old = self._fresh(self.stage)
+        old.load_state_dict(before["model"])
+        new = self._fresh(number)
+        self._move(old, new, number)
+        self._adopt(number, new)
+        kept = {n for n, p in new.named_parameters() if _same(before["model"].get(n), p)}
+        for name, parameter in self.model.named_parameters():
+            if name in kept:
+                put(self.average.values[name], before["average"][name])
+                self.optimizer.restore(parameter, before["optimizer"][name])
+        self.optimizer.load_head_state(heads)
 
     # one step
 
-    def train_step(self) -> dict[str, float]:
-        """One update; returns the values to log."""
-        config, step = self.config, self.step
-        torch.manual_seed(hash((config.seed, step)) % 2**63)  # the KL noise of this step
-        clips = to_float(self.batches.batch(step).to(self.device), torch.float32)
-        rate = config.optim.lr * rate_factor(step, config.steps, config.optim)
-        set_rate(self.optimizer, rate)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.autocast):
-            result = self.model(clips)
-        terms = {"rmse": rmse_per_clip(result.recon, clips), **result.quantized.losses}
-        weights = {"rmse": 1.0, **config.loss_weights}
-        loss = torch.stack([terms[k] * w for k, w in weights.items() if k in terms]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_gradients(self.model, config.optim.clip)
-        if not math.isfinite(float(norm)):
-            raise FloatingPointError(
-                f"the gradient of step {step} is not finite; the last good state is in {self.out}"
+    def train_step(self, batches: Iterable[Batch]) -> None:
+        """One update from the batches of a step."""
+        number, stage, inside = self.config.stage_at(self.step)
+        if number != self.stage:
+            self._enter(number)
+        config, optim = self.config, stage.optim or self.config.optim
+        rate = schedule_of(config, stage, self.step, inside)
+        self.optimizer.set_rate(rate)
+        self.optimizer.zero_grad()
+        sums: dict[str, Tensor] = {}
+        files: list[str] = []
+        for m, batch in enumerate(batches):
+            torch.manual_seed(hash((config.seed, self.step, m)) % 2**63)  # noise, random frames
+            losses = self.objectives.of(stage, stage.mix[batch.source])
+            result, inputs = run_batch(
+                self.network, batch, losses, self.world.device, inside, config.autocast
             )
-        self.optimizer.step()
-        self.average.update_parameters(self.model)
+            (result.total / stage.accumulate).backward()  # type: ignore[no-untyped-call]
+            terms = {"loss": result.total.detach(), **result.terms}
+            if isinstance(losses, LossSet) and inputs is not None and self.adversary is not None:
+                terms |= self._play(losses, replace(inputs, recon=inputs.recon.detach()))
+            for name, term in terms.items():
+                sums[name] = sums[name] + term if name in sums else term
+            files += batch.files
+            self._note_broken(batch)
+        norm = self._update(optim.clip, rate)
+        values = {
+            "step": self.step,
+            "stage": stage.name,
+            "kind": batch.kind,
+            "rate": rate,
+            "names": list(sums),
+        }
+        scale = 1 / stage.accumulate
+        stacked = torch.stack([*(x.float() * scale for x in sums.values()), norm.float()])
+        self._pending.append((values, stacked, files))
         self.step += 1
-        return {k: float(v.detach()) for k, v in {"loss": loss, "norm": norm, **terms}.items()}
+
+    def _play(self, losses: LossSet, inputs: Any) -> dict[str, Tensor]:
+        result = losses.discriminate(inputs)
+        if result is None:
+            return {}
+        result.total.backward()  # type: ignore[no-untyped-call]
+        return result.terms
+
+    def _update(self, clip: float, rate: float) -> Tensor:
+        extra = [*self.objectives.heads(), *self.objectives.discriminators()]
+        for parameter in extra:  # they are copies on every process, outside of the wrapped model
+            if parameter.grad is not None:
+                self.world.mean(parameter.grad)
+        norm = clip_gradients(self.model, clip)
+        self.optimizer.step()
+        if self.adversary is not None:
+            self.adversary.param_groups[0]["lr"] = rate
+            torch.nn.utils.clip_grad_norm_(self.objectives.discriminators(), clip)
+            self.adversary.step()
+            self.adversary.zero_grad()
+        self.average.update(self.model)
+        return norm
+
+    def _note_broken(self, batch: Batch) -> None:
+        for name, reason in batch.broken:
+            if name not in self.broken:
+                self.broken[name] = reason
+                if self.hooks.on_broken is not None:
+                    self.hooks.on_broken(name, reason)
+
+    # the whole run
 
     def run(self, seconds: float | None = None) -> None:
-        """Train to the end, or for about `seconds`; saves, logs and validates on the way."""
-        started = time.monotonic()
-        while self.step < self.config.steps:
-            if seconds is not None and time.monotonic() - started > seconds:
-                break
-            begin = time.monotonic()
-            values: dict[str, Any] = {"step": self.step, **self.train_step()}
-            self.seconds += time.monotonic() - begin
-            values["seconds"] = round(self.seconds, 2)
-            if self.step % self.config.eval_every == 0 and self.validate is not None:
-                values.update(self.validate(self.averaged()))
-            self._log(values)
-            if self.step % self.config.save_every == 0:
-                self.save()
-        self.save()
+        """Train to the end, or for about `seconds` of training in all.
 
-    def averaged(self) -> Autoencoder:
-        """The model with averaged weights, in eval mode."""
-        module: Autoencoder = self.average.module  # type: ignore[assignment]
-        return module.eval()
+        Raises:
+            TrainingError: A loss or gradient is not finite, or memory does not suffice.
+        """
+        config = self.config
+        limit = seconds if seconds is not None else config.seconds
+        batches = load(self.sampler, self.sampler.first_of(self.step))
+        try:
+            while self.step < config.steps and not (limit is not None and self.seconds >= limit):
+                stage = config.stage_at(self.step)[1]
+                begin = time.monotonic()
+                parts = [next(batches) for _ in range(stage.accumulate)]
+                waited = time.monotonic() - begin
+                self.train_step(parts)
+                self.seconds += time.monotonic() - begin
+                self.waited += waited
+                self._pending[-1][0].update(waited=round(waited, 4), seconds=round(self.seconds, 2))
+                self._after_step()
+            self.save()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of memory at step {self.step} ({str(error).splitlines()[0]}); lower batch or "
+                "sizes, or raise accumulate, or set gradient_checkpointing or shard; the run goes "
+                "on from the last checkpoint"
+            ) from error
+        finally:
+            if self.log is not None:
+                self.log.close()
+
+    def _after_step(self) -> None:
+        config, step = self.config, self.step
+        scores: dict[str, float] = {}
+        if step % config.eval_every == 0 or step == config.steps:
+            scores = self._validate()
+        if scores or step % config.log_every == 0 or step % config.save_every == 0:
+            self._flush(scores)
+        if step % config.save_every == 0:
+            self.save()
+
+    def _flush(self, scores: Mapping[str, float]) -> None:
+        """Fetch the values of the steps since the last time, check and log them."""
+        pending, self._pending = self._pending, []
+        for n, (values, stacked, files) in enumerate(pending):
+            names = [*values.pop("names"), "norm"]
+            numbers = self.world.mean(stacked).tolist()
+            values |= dict(zip(names, numbers, strict=True))
+            if not all(map(math.isfinite, numbers)):
+                bad = next(k for k, x in zip(names, numbers, strict=True) if not math.isfinite(x))
+                raise TrainingError(
+                    f"{bad} of step {values['step']} is not finite; its files: "
+                    f"{', '.join(sorted(set(files))[:8])}; the last good checkpoint is in "
+                    f"{self.checkpoints.folder}"
+                )
+            if n == len(pending) - 1:
+                values |= scores
+            if self.log is not None:
+                self.log.write(values)
+                if self.hooks.on_step is not None:
+                    self.hooks.on_step(values)
+
+    def _validate(self) -> dict[str, float]:
+        if self.hooks.validate is None:
+            return {}
+        model = self.averaged()
+        scores = self.hooks.validate(model, self.step) if self.world.is_first else {}
+        if scores and (first := next(iter(scores.values()))) > self.best:
+            self.best = first
+            save_checkpoint(self.out / "best.safetensors", model)
+        self.world.wait()
+        return scores
+
+    def averaged(self) -> Model:
+        """The model with averaged weights, in eval mode; every process must ask."""
+        values = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
+        if self.average.decay:
+            values |= {name: whole(tensor) for name, tensor in self.average.values.items()}
+        model = self._fresh(self.stage)
+        model.load_state_dict(values)
+        return model.eval().requires_grad_(False)
 
     # state
 
-    @property
-    def _state_file(self) -> Path:
-        return self.out / "state.pt"
-
     def save(self) -> None:
-        """Write the state to resume from, and the averaged weights, each atomically."""
-        state = {
-            "config": json.dumps(asdict(self.config)),
-            "step": self.step,
-            "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-        }
-        temporary = self._state_file.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self._state_file)
-        save_checkpoint(self.out / "weights.safetensors", self.averaged())
-
-    def _resume(self) -> None:
-        if not self._state_file.exists():
-            return
-        state = torch.load(self._state_file, map_location=self.device, weights_only=True)
-        if state["config"] != json.dumps(asdict(self.config)):
-            raise ValueError(
-                f"{self._state_file} belongs to a run with another config; choose another folder "
-                "or remove it"
+        """Write averaged weights for `omnitok.load` and the state to go on from."""
+        self._flush({})
+        state = pack(self.model, self.optimizer, self.average)
+        model = self.averaged()
+        if self.world.is_first:
+            save_checkpoint(self.out / "weights.safetensors", model)
+            self.checkpoints.save(
+                self.step,
+                {
+                    **state,
+                    "config": asdict(self.config),
+                    "stage": self.stage,
+                    "seconds": self.seconds,
+                    "best": self.best,
+                    "world": self.world.size,
+                    "objectives": self.objectives.state_dict(),
+                    "heads": self.optimizer.head_state(),
+                    "adversary": self.adversary.state_dict() if self.adversary else None,
+                },
             )
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self._cut_log()
+        self.world.wait()
 
-    def _cut_log(self) -> None:
-        """Drop what was logged after the state was saved: those steps come again."""
-        path = self.out / "log.csv"
-        if path.exists():
-            lines = [x for x in path.read_bytes().splitlines(keepends=True) if x.endswith(b"\n")]
-            kept = [x for x in lines[1:] if int(x.split(b",", 1)[0]) < self.step]
-            write_atomically(path, b"".join(lines[:1] + kept))
-
-    def _log(self, values: dict[str, Any]) -> None:
-        path = self.out / "log.csv"
-        fields = ["step", "seconds", "loss", "norm", "rmse"]
-        extra = {k: v for k, v in values.items() if k not in fields}
-        new = not path.exists()
-        with open(path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if new:
-                writer.writerow([*fields, "more"])
-            row = [values.get(k, "") for k in fields]
-            writer.writerow([*row, json.dumps(extra) if extra else ""])
+    def _resume(self, step: int, state: Values) -> None:
+        changed = differences(state["config"], asdict(self.config))
+        if changed:
+            raise ConfigError(
+                f"{self.out} holds a run with another config ({'; '.join(changed[:3])}); choose "
+                "another folder, or remove it"
+            )
+        if state["world"] != self.world.size:
+            self.notes.append(
+                f"the run was on {state['world']} processes and goes on with {self.world.size}: "
+                "the same batches, shared otherwise; sums round differently"
+            )
+        self._adopt(state["stage"], self._fresh(state["stage"]))
+        unpack(state, self.model, self.optimizer, self.average)
+        self.objectives.load_state_dict(state["objectives"])
+        self.optimizer.load_head_state(state["heads"])
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
+        self.step, self.seconds, self.best = step, state["seconds"], state["best"]
 
 
-@torch.no_grad()
-def start_from_other(model: Autoencoder, start: Autoencoder) -> Autoencoder:
-    """Weights of a trained tokenizer in a new one that may have another bottleneck.
-
-    Blocks, embeddings and heads are taken over. Of the bottleneck's projections the leading
-    channels are: they began as the strongest principal components.
-    """
-    kept = {
-        name: tensor
-        for name, tensor in start.state_dict().items()
-        if not name.startswith(("to_latent", "from_latent", "quantizer"))
-    }
-    missing, unexpected = model.load_state_dict(kept, strict=False)
-    wrong = [n for n in missing if not n.startswith(("to_latent", "from_latent", "quantizer"))]
-    if wrong or unexpected:
-        raise ValueError(f"the weights to start from do not fit: {[*wrong, *unexpected][:3]}")
-    rank = min(model.quantizer.dim, start.quantizer.dim)
-    for name, limit in (("to_latent", rank), ("from_latent", None)):
-        new, old = getattr(model, name), getattr(start, name)
-        if limit is not None:
-            new.weight[:rank] = old.weight[:rank]
-            new.bias[:rank] = old.bias[:rank]
-        else:
-            new.weight.zero_()
-            new.weight[:, :rank] = old.weight[:, :rank]
-            new.bias.copy_(old.bias)
-    if model.quantizer.codebook_size is not None:
-        model.from_latent.weight[:, :rank] *= 2.0  # codes lie in [-1, 1], latents in about +-2
-    return model
+def _same(old: Tensor | None, new: Tensor) -> bool:
+    return old is not None and old.shape == new.shape

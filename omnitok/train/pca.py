@@ -75,6 +75,9 @@ def start_as_pca(model: Autoencoder, clips: Iterable[Tensor]) -> None:
         clips: [B, 3, T, H, W] in [-1, 1], of whole groups, some with more than one frame.
     """
     still, moving = split_patches(clips, model.config.patch)
+    if not moving:  # pictures alone: as frames that stand still
+        t = model.config.patch[0]
+        moving = [patches.repeat(1, t) for patches in still]
     rank = model.quantizer.dim
     pcas = PCA.fit(still), PCA.fit(moving)
     wide, deep = model.embed.out_features, model.head.in_features

@@ -1,190 +1,264 @@
-"""The trainer: it learns, it resumes exactly, it starts where PCA ends."""
+"""The trainer: it learns, resumes exactly, goes from stage to stage, and stops where it must."""
 
 from __future__ import annotations
 
-import json
+import csv
 
 import numpy as np
 import pytest
 import torch
+from small_runs import FSQ, LOSSES, corpus, losses, run_config, run_dict  # noqa: F401 - a fixture
 
-from omnitok.metrics.transform_code import TransformCode, lloyd_max
+import omnitok
+from omnitok.checkpoint import load_checkpoint
 from omnitok.metrics.validation import clip_psnr
 from omnitok.model import Autoencoder
-from omnitok.nn.patch import patchify, unpatchify
-from omnitok.pixels import to_float
-from omnitok.presets import preset
-from omnitok.train.config import OptimConfig, SourceConfig, StageConfig, TrainConfig
-from omnitok.train.loop import Trainer, start_from_other
-from omnitok.train.optim import rate_factor
-from omnitok.train.pca import PCA, split_patches, start_as_pca
-from video.datasets import ClipSampler, Corpus
+from omnitok.train.config import ConfigError, OptimConfig, TrainConfig, from_dict
+from omnitok.train.log import read_log
+from omnitok.train.loop import Hooks, Trainer, TrainingError
+from omnitok.train.optim import Average, learning_rate
+from omnitok.train.sampler import Sampler, load
+
+# ruff: noqa: F811 - tests take the fixture by its name
 
 
-def smooth(rng, frames, height, width):
-    """Pictures with low frequencies that drift: something to learn."""
-    y, x = np.mgrid[:height, :width]
-    t = np.arange(frames)[:, None, None]
-    waves = [
-        np.sin(x * rng.uniform(0.02, 0.3) + y * rng.uniform(0.02, 0.3) + t * 0.3 + c)
-        for c in range(3)
-    ]
-    return ((np.stack(waves, -1) + 1) * 127).astype(np.uint8)
+def trainer(corpus, out, config=None, **hooks):
+    return Trainer(config or run_config(), out, {"small": corpus}, hooks=Hooks(**hooks))
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    root, rng = tmp_path_factory.mktemp("corpus"), np.random.default_rng(0)
-    for kind, frames in (("images", 1), ("videos", 12)):
-        index, flat, offset = [], [], 0
-        for n in range(4):
-            item = smooth(rng, frames, 48, 56 + n)
-            index.append({"offset": offset, "frames": frames, "height": 48, "width": 56 + n})
-            flat.append(item.tobytes())
-            offset += item.size
-        (root / f"{kind}.bin").write_bytes(b"".join(flat))
-        (root / f"{kind}.json").write_text(json.dumps(index))
-    return Corpus(root)
-
-
-def config(steps=12, **changes) -> TrainConfig:
-    mix = [
-        SourceConfig(kind=kind, weight=1, batch=2, frames=frames, size=32)
-        for kind, frames in (("images", 1), ("pans", 5), ("videos", 5))
-    ]
-    return TrainConfig(
-        preset="tiny-kl",
-        stages=[
-            StageConfig(name="images", steps=2, mix=mix[:1]),
-            StageConfig(name="all", steps=steps - 2, mix=mix),
-        ],
-        loss_weights={"kl": 1e-6},
-        optim=OptimConfig(warmup=2),
-        save_every=5,
-        **changes,
-    )
-
-
-def losses(out):
-    rows = (out / "log.csv").read_text().splitlines()[1:]
-    return [row.split(",")[2] for row in rows]
-
-
-def test_batches_depend_on_the_seed_and_the_step_alone(corpus):
-    a, b = ClipSampler(corpus, config()), ClipSampler(corpus, config())
-    ahead = [a.batch(step) for step in range(6)]
-    assert all(torch.equal(ahead[step], b.draw(step)) for step in reversed(range(6)))
-    assert not torch.equal(ahead[0], ClipSampler(corpus, config(seed=1)).draw(0))
-    assert all(x.dtype == torch.uint8 and x.shape[1] == 3 for x in ahead)
+def stop_after(out, corpus, steps, config=None):
+    """A run that is killed after some steps: nothing of the last ones is saved."""
+    run = trainer(corpus, out, config)
+    batches = load(run.sampler, run.sampler.first_of(run.step))
+    while run.step < steps:
+        stage = run.config.stage_at(run.step)[1]
+        run.train_step([next(batches) for _ in range(stage.accumulate)])
+        run._pending[-1][0].update(waited=0.0, seconds=0.0)
+        run._after_step()
+    return run
 
 
 def test_training_lowers_the_loss(corpus, tmp_path):
-    trainer = Trainer(config(30), tmp_path, ClipSampler(corpus, config(30)))
-    clip = to_float(
-        torch.from_numpy(np.array(corpus.videos[0][:5])).permute(3, 0, 1, 2)[None], torch.float32
-    )
-    before = float((trainer.model(clip).recon - clip).detach().square().mean())
-    trainer.run()
-    after = trainer.averaged()(clip).recon.detach()
-    assert float((after - clip).square().mean()) < before
+    trainer(corpus, tmp_path, run_config(120, optim={"lr": 1e-3, "warmup": 5})).run()
+    rows = read_log(tmp_path / "log.csv")
+    for kind in ("images", "videos"):
+        curve = [float(row["loss"]) for row in rows if row["kind"] == kind]
+        third = len(curve) // 3
+        assert np.mean(curve[-third:]) < 0.95 * np.mean(curve[:third])
 
 
-def test_a_resumed_run_has_the_losses_of_an_uninterrupted_one(corpus, tmp_path):
-    Trainer(config(), tmp_path / "whole", ClipSampler(corpus, config())).run()
-    part = Trainer(config(), tmp_path / "parts", ClipSampler(corpus, config()))
-    while part.step < 7:
-        part._log({"step": part.step, **part.train_step()})
-    part.save()
-    again = Trainer(config(), tmp_path / "parts", ClipSampler(corpus, config()))
-    assert again.step == 7
+def test_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path):
+    trainer(corpus, tmp_path / "whole").run()
+    stop_after(tmp_path / "parts", corpus, 7)
+    again = trainer(corpus, tmp_path / "parts")
+    assert again.step == 5
     again.run()
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     whole, parts = (tmp_path / name / "weights.safetensors" for name in ("whole", "parts"))
     assert parts.read_bytes() == whole.read_bytes()
 
 
-def test_a_killed_run_logs_every_step_once(corpus, tmp_path):
-    trainer = Trainer(config(), tmp_path, ClipSampler(corpus, config()))
-    while trainer.step < 7:  # saved at step 5, killed while logging step 7
-        trainer._log({"step": trainer.step, **trainer.train_step()})
-        if trainer.step == 5:
-            trainer.save()
+def test_a_run_killed_in_a_checkpoint_goes_on_from_the_one_before(corpus, tmp_path):
+    stop_after(tmp_path, corpus, 6)
+    half = tmp_path / "checkpoints" / ".step-0000010.pt.77.tmp"
+    half.write_bytes(b"half")
     with open(tmp_path / "log.csv", "a") as file:
         file.write("7,0.")
-    Trainer(config(), tmp_path, ClipSampler(corpus, config())).run()
-    rows = (tmp_path / "log.csv").read_text().splitlines()[1:]
-    assert [int(row.split(",")[0]) for row in rows] == list(range(12))
+    run = trainer(corpus, tmp_path)
+    assert run.step == 5
+    run.run()
+    assert not half.exists()
+    with open(tmp_path / "log.csv", newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(12))
 
 
-def test_another_config_in_the_same_folder_is_refused(corpus, tmp_path):
-    Trainer(config(), tmp_path, ClipSampler(corpus, config())).save()
-    with pytest.raises(ValueError, match="another config"):
-        Trainer(config(seed=3), tmp_path, ClipSampler(corpus, config()))
+def test_the_last_checkpoints_and_the_best_stay(corpus, tmp_path):
+    scores = iter([3.0, 5.0, 4.0, 1.0])
+    seen = []
+
+    def validate(model, step):
+        seen.append(step)
+        return {"psnr": next(scores)}
+
+    config = run_config(8, save_every=2, eval_every=2, keep=2)
+    run = trainer(corpus, tmp_path, config, validate=validate)
+    run.run()
+    assert seen == [2, 4, 6, 8]
+    assert run.checkpoints.steps() == [8, 6]
+    assert run.best == 5.0
+    best, last = (omnitok.load(tmp_path / f"{n}.safetensors") for n in ("best", "weights"))
+    assert best.weights_sha256 != last.weights_sha256
 
 
-def test_a_step_that_is_not_finite_stops_with_the_good_state_kept(corpus, tmp_path):
-    trainer = Trainer(config(), tmp_path, ClipSampler(corpus, config()))
-    trainer.run(0)
+def test_weights_of_a_run_are_weights_for_everything(corpus, tmp_path):
+    trainer(corpus, tmp_path, run_config(4)).run()
+    tok = omnitok.load(tmp_path / "weights.safetensors")
+    frames = torch.zeros(6, 3, 20, 31, dtype=torch.uint8)
+    assert tok.detokenize(tok.tokenize(frames)).shape == frames.shape
+
+
+def discrete(steps=20, switch=10, quantizer=FSQ):
+    """Continuous, then discrete."""
+    values = run_dict(steps)
+    mix = values["stages"][1]["mix"]
+    values["stages"] = [
+        {"name": "continuous", "steps": switch, "mix": mix, "losses": LOSSES},
+        {"name": "discrete", "steps": steps - switch, "mix": mix, "quantizer": quantizer},
+    ]
+    return from_dict(TrainConfig, values)
+
+
+def test_a_stage_may_bring_a_new_bottleneck_and_the_loss_does_not_jump(corpus, tmp_path):
+    fine = {"kind": "fsq", "dim": 16, "levels": [13] * 16}  # as many channels as before
+    run = stop_after(tmp_path, corpus, 10, discrete(quantizer=fine))
+    clips = list(run._clips(8))
+    before = run.model.eval()
+    run.model.train()
+    fitted = run._fresh(1)
+    run._move(before, fitted, 1)
+    fresh = Autoencoder(fitted.config)
+    kept = {n: t for n, t in before.state_dict().items() if "latent" not in n}
+    fresh.load_state_dict({**fresh.state_dict(), **kept})
+    psnr = {
+        name: torch.cat([clip_psnr(model.eval()(c).recon, c) for c in clips]).mean()
+        for name, model in (("before", before), ("fitted", fitted), ("fresh", fresh))
+    }
+    assert psnr["fitted"] > psnr["fresh"] + 3
+    assert psnr["fitted"] > psnr["before"] - 2
+
+
+def test_stages_resume_on_both_sides_of_a_change(corpus, tmp_path):
+    trainer(corpus, tmp_path / "whole", discrete(12, 5)).run()
+    for stop in (5, 6, 10):
+        out = tmp_path / str(stop)
+        stop_after(out, corpus, stop, discrete(12, 5))
+        again = trainer(corpus, out, discrete(12, 5))
+        again.run()
+        assert losses(out) == losses(tmp_path / "whole")
+    assert omnitok.load(tmp_path / "whole/weights.safetensors").codebook_size == 64000
+
+
+def test_what_is_frozen_stays_as_it_was(corpus, tmp_path):
+    values = run_dict(4)
+    values["stages"][1]["freeze"] = ["encoder", "embed"]
+    run = stop_after(tmp_path, corpus, 2, from_dict(TrainConfig, values))
+    before = {n: p.clone() for n, p in run.model.state_dict().items()}
+    run.run()
+    changed = {n for n, p in run.model.state_dict().items() if not torch.equal(before[n], p)}
+    assert changed
+    assert not [n for n in changed if n.startswith(("encoder", "embed"))]
+
+
+def test_a_frozen_name_that_is_none_is_refused(corpus, tmp_path):
+    values = run_dict()
+    values["stages"][0]["freeze"] = ["encodr"]
+    with pytest.raises(ConfigError, match="encodr"):
+        trainer(corpus, tmp_path, from_dict(TrainConfig, values))
+
+
+def test_accumulated_batches_take_turns(corpus, tmp_path):
+    values = run_dict(6)
+    stage = values["stages"][1]
+    stage |= {"accumulate": 2, "order": "cycle", "mix": [stage["mix"][0], stage["mix"][2]]}
+    config = from_dict(TrainConfig, values)
+    sampler = Sampler(config, {"small": corpus})
+    kinds = [sampler.source_of(n).kind for n in range(sampler.first_of(2), len(sampler))]
+    assert kinds == ["images", "videos"] * 4
+    run = trainer(corpus, tmp_path, config)
+    run.run()
+    assert len(losses(tmp_path)) == 6
+
+
+def test_losses_of_a_source_replace_those_of_the_stage(corpus, tmp_path):
+    values = run_dict(8)
+    values["stages"][1]["mix"][2]["losses"] = {"l1": 2.0}
+    seen = []
+    run = trainer(corpus, tmp_path, from_dict(TrainConfig, values), on_step=seen.append)
+    run.run()
+    videos = [row for row in seen if row["kind"] == "videos"]
+    assert videos
+    assert all(row["loss"] == pytest.approx(2 * row["l1"]) for row in videos)
+    assert all("rmse" in row for row in seen if row["kind"] != "videos")
+
+
+def test_an_adversary_learns_and_is_resumed(corpus, tmp_path):
+    values = run_dict(8)
+    values["save_every"] = 4
+    values["stages"][1]["losses"] = {
+        "l1": 1.0,
+        "gan2d": {"weight": 0.1, "width": 8, "depth": 1},
+    }
+    config = from_dict(TrainConfig, values)
+    whole = trainer(corpus, tmp_path / "whole", config)
+    before = whole.objectives.discriminators()[0].clone()
+    whole.run()
+    assert not torch.equal(before, whole.objectives.discriminators()[0])
+    stop_after(tmp_path / "parts", corpus, 6, config)
+    trainer(corpus, tmp_path / "parts", config).run()
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_another_config_in_the_same_folder_is_refused_by_its_difference(corpus, tmp_path):
+    trainer(corpus, tmp_path).save()
+    with pytest.raises(ConfigError, match=r"seed: 0, now 3"):
+        trainer(corpus, tmp_path, run_config(seed=3))
+    trainer(corpus, tmp_path, run_config(save_every=3, workers=1))  # these may change
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_good_state_kept(corpus, tmp_path):
+    run = trainer(corpus, tmp_path)
+    run.save()
     with torch.no_grad():
-        trainer.model.head.bias.fill_(float("nan"))
-        trainer.model.head_first.bias.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match="last good state"):
-        trainer.train_step()
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
+        run.model.head.bias.fill_(float("nan"))
+        run.model.head_first.bias.fill_(float("nan"))
+    with pytest.raises(TrainingError, match=r"images#\d.*last good checkpoint"):
+        run.run()
+    state = torch.load(run.checkpoints.path(0), weights_only=True)
     assert all(t.isfinite().all() for t in state["model"].values())
 
 
-def test_a_fresh_model_is_the_pca_of_the_data(corpus):
-    sampler = ClipSampler(corpus, config())
-    clips = [to_float(sampler.draw(step), torch.float32) for step in range(2, 12)]
-    still, moving = split_patches(clips, (4, 8, 8))
-    model = Autoencoder(preset("tiny-kl")).eval()
-    start_as_pca(model, clips)
-    x = next(clip for clip in clips if clip.shape[2] == 5)
-    grid = (x.shape[3] // 8, x.shape[4] // 8)
-    parts = []
-    for pca, cut, patch in (
-        (PCA.fit(still), x[:, :, :1], (1, 8, 8)),
-        (PCA.fit(moving), x[:, :, 1:], (4, 8, 8)),
-    ):
-        coefficients = pca.project(patchify(cut, patch), 16)
-        parts.append(unpatchify(pca.reconstruct(coefficients), patch, grid))
-    want = clip_psnr(torch.cat(parts, dim=2), x)
-    with torch.no_grad():
-        got = clip_psnr(model(x).recon, x)
-    assert (got - want).abs().max() < 0.1
+def test_running_out_of_memory_says_what_to_lower(corpus, tmp_path, monkeypatch):
+    run = trainer(corpus, tmp_path)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+
+    monkeypatch.setattr(run, "train_step", fail)
+    with pytest.raises(TrainingError, match="lower batch"):
+        run.run()
 
 
-def test_a_discrete_model_takes_over_a_continuous_one():
-    start, model = Autoencoder(preset("tiny-kl")), Autoencoder(preset("tiny"))
-    start_from_other(model, start)
-    assert torch.equal(model.encoder.blocks[0].mlp.up.weight, start.encoder.blocks[0].mlp.up.weight)
-    assert torch.equal(model.to_latent.weight[:6], start.to_latent.weight[:6])
+def test_a_run_may_start_from_weights(corpus, tmp_path):
+    trainer(corpus, tmp_path / "a", run_config(4)).run()
+    start = tmp_path / "a/weights.safetensors"
+    config = run_config(4, start_from=str(start))
+    run = trainer(corpus, tmp_path / "b", config)
+    assert torch.equal(run.model.head.weight, load_checkpoint(start)[0].head.weight)
 
 
-def test_more_bits_bring_a_transform_code_closer():
-    torch.manual_seed(0)
-    x = torch.randn(4000, 12) * torch.arange(12, 0, -1) ** 2
-    pca = PCA.fit([x])
-    errors = [
-        float((TransformCode.fit(pca, x, bits).reconstruct(x) - x).square().mean())
-        for bits in (2, 6, 12)
-    ]
-    assert errors == sorted(errors, reverse=True)
-    assert errors[2] < 0.3 * errors[0]
+def test_weights_of_another_shape_are_refused(corpus, tmp_path):
+    trainer(corpus, tmp_path / "a", run_config(2 + 1)).run()
+    start = str(tmp_path / "a/weights.safetensors")
+    config = run_config(4, start_from=start, model={"preset": "tiny"})
+    with pytest.raises(ValueError, match="do not fit"):
+        trainer(corpus, tmp_path / "b", config)
 
 
-def test_lloyd_max_finds_the_optimal_quantizer_of_a_gaussian():
-    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    # Max 1960, Quantizing for minimum distortion, table 1: N = 4
-    assert torch.allclose(
-        lloyd_max(x, 4), torch.tensor([-1.510, -0.4528, 0.4528, 1.510]).double(), atol=0.02
-    )
-
-
-def test_the_rate_rises_and_falls():
-    optim = OptimConfig(warmup=10, decay_from=0.5)
-    rates = [rate_factor(step, 100, optim) for step in range(100)]
+@pytest.mark.parametrize("schedule", ["trapezoid", "cosine", "constant"])
+def test_the_rate_rises_and_falls(schedule):
+    optim = OptimConfig(lr=1, min_lr=0.1, warmup=10, decay_from=0.5, schedule=schedule)
+    rates = [learning_rate(optim, step, 100) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
-    assert rates[20] == rates[49] == 1
-    assert rates[99] == pytest.approx(0.02)
+    assert rates[9] <= 1
+    assert max(rates) > 0.97
+    assert rates[99] == pytest.approx({"constant": 1}.get(schedule, 0.1), abs=0.03)
+
+
+def test_the_average_follows_at_its_rate():
+    model = torch.nn.Linear(2, 2, bias=False)
+    average = Average(model, 0.9)
+    start = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight += 1
+    average.update(model)
+    assert torch.allclose(average.values["weight"], start + 0.1)

@@ -1,0 +1,120 @@
+"""Weights of one tokenizer in another that differs in its bottleneck.
+
+Blocks, embeddings and heads are taken over. The new projections are fitted so that what the
+decoder is given stays as it was, as far as the new bottleneck can carry it: then the loss does not
+jump where training goes on.
+
+Shape suffixes: S samples (tokens), E width of the encoder, D width of the decoder, R channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from omnitok.checkpoint import CheckpointError
+from omnitok.quantize import VQ
+from omnitok.train.network import Model
+
+RIDGE = 1e-4  # of the mean variance: keeps the fits finite where channels are empty
+LOW_LOGVAR = -8.0
+GAINS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)  # standard deviations of a bottleneck's input to try
+_OWN = ("to_latent.", "from_latent.", "quantizer.")
+
+
+@torch.no_grad()
+def move_over(old: Model, new: Model, clips: Iterable[Tensor]) -> None:
+    """Give `new` the weights of `old`.
+
+    Args:
+        old: Any state; it is left as it is.
+        new: The same but for its bottleneck.
+        clips: [B, 3, T, H, W] in [-1, 1] to fit the new projections to; not used where the
+            bottlenecks are alike.
+
+    Raises:
+        CheckpointError: The models differ in more than the bottleneck.
+    """
+    before, after = old.state_dict(), new.state_dict()
+    alike = old.config.quantizer == new.config.quantizer
+    kept = {n: t for n, t in before.items() if alike or not n.startswith(_OWN)}
+    for name in sorted(set(kept) | {n for n in after if alike or not n.startswith(_OWN)}):
+        if name not in kept or name not in after or kept[name].shape != after[name].shape:
+            raise CheckpointError(
+                f"the weights to start from do not fit the new model at {name!r}; only the "
+                "bottleneck may differ"
+            )
+    new.load_state_dict({**after, **kept})
+    if not alike:
+        _fit_bottleneck(old, new, clips)
+
+
+def _fit_bottleneck(old: Model, new: Model, clips: Iterable[Tensor]) -> None:
+    encoded_SE, given_SD = _look_inside(old, clips)
+    rank = min(new.quantizer.dim, given_SD.shape[1])
+    mean_D = given_SD.mean(0)
+    _, spread, axes_DD = torch.linalg.svd(given_SD - mean_D, full_matrices=False)
+    scale = (spread[:rank] / len(given_SD) ** 0.5).clamp_min(1e-6)
+    wanted_SR = (given_SD - mean_D) @ axes_DD[:rank].T / scale  # unit variance, uncorrelated
+    weight, bias = _affine(encoded_SE, wanted_SR)
+    fits = [_try(new, gain, weight, bias, encoded_SE, given_SD) for gain in GAINS]
+    _try(new, GAINS[fits.index(min(fits))], weight, bias, encoded_SE, given_SD)
+
+
+def _try(
+    new: Model, gain: float, weight: Tensor, bias: Tensor, encoded_SE: Tensor, given_SD: Tensor
+) -> float:
+    """Set the projections for latents of standard deviation `gain`; what the decoder then lacks."""
+    quantizer, rank = new.quantizer, len(bias)
+    for layer in (new.to_latent.weight, new.to_latent.bias):
+        nn.init.zeros_(layer)
+    new.to_latent.weight[:rank], new.to_latent.bias[:rank] = gain * weight, gain * bias
+    if quantizer.input_dim == 2 * quantizer.dim:
+        new.to_latent.bias[quantizer.dim :] = LOW_LOGVAR
+    z_SL = new.to_latent(encoded_SE.float())
+    if isinstance(quantizer, VQ):
+        _seed_codebook(quantizer, z_SL)
+    training = quantizer.training
+    carried_SR = quantizer.eval()(z_SL).z_q.double()
+    quantizer.train(training)
+    back, offset = _affine(carried_SR, given_SD)
+    new.from_latent.weight.copy_(back)
+    new.from_latent.bias.copy_(offset)
+    return float((carried_SR @ back.T + offset - given_SD).square().mean())
+
+
+def _look_inside(old: Model, clips: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Float64 [S, E] what the encoder of `old` made of the clips, [S, D] what its decoder got."""
+    encoded: list[Tensor] = []
+    given: list[Tensor] = []
+    hooks = (
+        old.to_latent.register_forward_pre_hook(lambda _, x: encoded.append(x[0].flatten(0, -2))),
+        old.from_latent.register_forward_hook(lambda _, x, y: given.append(y.flatten(0, -2))),
+    )
+    training = old.training
+    old.eval()
+    for clip in clips:
+        old(clip)
+    old.train(training)
+    for hook in hooks:
+        hook.remove()
+    return torch.cat(encoded).double(), torch.cat(given).double()
+
+
+def _affine(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the least-squares map from rows of `x` to rows of `y`."""
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    x = x - x_mean
+    square = x.T @ x
+    square.diagonal().add_(RIDGE * square.diagonal().mean() + 1e-12)
+    weight = torch.linalg.solve(square, x.T @ (y - y_mean)).T
+    return weight, y_mean - weight @ x_mean
+
+
+def _seed_codebook(quantizer: VQ, z_SL: Tensor) -> None:
+    """Rows of a codebook from latents picked at random, if it holds none yet."""
+    rows_KSC = quantizer._split(quantizer._prepare(z_SL.float()))
+    picks = torch.randint(rows_KSC.shape[1], (quantizer.codebook_size,), device=z_SL.device)
+    quantizer.codebook.copy_(rows_KSC[:, picks])

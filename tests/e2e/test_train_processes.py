@@ -1,0 +1,69 @@
+"""Two processes train as one does, and a run goes on after SIGKILL, on any number of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import losses, two_process_config, write_corpus
+
+from omnitok.train.config import DatasetConfig
+from omnitok.train.loop import Trainer
+from video.data.datasets import find_items
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def root(folder):
+    (folder / "corpus").mkdir()
+    return write_corpus(folder / "corpus")
+
+
+def two_processes(root, out, spread="copy", kill_at=-1):
+    env = {**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", str(TESTS / "train_two.py"), str(root), str(out)]
+    return subprocess.run(
+        [*command, spread, str(kill_at)], env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+def one_process(root, out):
+    items = {"small": find_items(DatasetConfig(path=str(root)))}
+    trainer = Trainer(two_process_config(), out, items)
+    trainer.run()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def alone(root, folder):
+    one_process(root, folder / "alone")
+    return losses(folder / "alone")
+
+
+def test_two_processes_have_the_losses_of_one_also_after_a_kill(root, folder, alone):
+    done = two_processes(root, folder / "whole")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert losses(folder / "whole") == pytest.approx(alone, rel=1e-5)
+    killed = two_processes(root, folder / "killed", kill_at=6)
+    assert killed.returncode != 0
+    assert two_processes(root, folder / "killed").returncode == 0
+    assert losses(folder / "killed") == losses(folder / "whole")
+
+
+def test_a_sharded_run_is_the_same_and_goes_on_alone(root, folder, alone):
+    killed = two_processes(root, folder / "shard", "shard", kill_at=6)
+    assert killed.returncode != 0
+    assert losses(folder / "shard") == pytest.approx(alone[:7], rel=1e-5)
+    trainer = one_process(root, folder / "shard")
+    assert "2 processes" in trainer.notes[0]
+    assert losses(folder / "shard") == pytest.approx(alone, rel=1e-5)

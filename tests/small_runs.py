@@ -1,0 +1,89 @@
+"""A corpus and a run that are small enough to train in a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from omnitok.train.config import DatasetConfig, TrainConfig, from_dict
+from omnitok.train.log import read_log
+from video.data.datasets import find_items
+
+SMALL = {
+    "preset": "tiny-kl",
+    "encoder": {"width": 64, "heads": 1, "layers": ["local"], "mlp_hidden": 64},
+    "decoder": {"width": 64, "heads": 1, "layers": ["local", "shifted"], "mlp_hidden": 64},
+}
+FSQ = {"kind": "fsq", "dim": 6, "levels": [8, 8, 8, 5, 5, 5]}
+LOSSES = {"rmse": 1.0, "kl": 1e-6}
+
+
+def smooth(rng, frames, height, width):
+    """Pictures with low frequencies that drift: something to learn."""
+    y, x = np.mgrid[:height, :width]
+    t = np.arange(frames)[:, None, None]
+    waves = [
+        np.sin(x * rng.uniform(0.02, 0.3) + y * rng.uniform(0.02, 0.3) + t * 0.3 + c)
+        for c in range(3)
+    ]
+    return ((np.stack(waves, -1) + 1) * 127).astype(np.uint8)
+
+
+def write_corpus(root: Path) -> Path:
+    """Four pictures and four videos of 12 frames, as a memory-mapped corpus."""
+    rng = np.random.default_rng(0)
+    for kind, frames in (("images", 1), ("videos", 12)):
+        index, flat, offset = [], [], 0
+        for n in range(4):
+            item = smooth(rng, frames, 48, 56 + n)
+            index.append({"offset": offset, "frames": frames, "height": 48, "width": 56 + n})
+            flat.append(item.tobytes())
+            offset += item.size
+        (root / f"{kind}.bin").write_bytes(b"".join(flat))
+        (root / f"{kind}.json").write_text(json.dumps(index))
+    return root
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """Its items by kind."""
+    root = write_corpus(tmp_path_factory.mktemp("corpus"))
+    return find_items(DatasetConfig(path=str(root)))
+
+
+def run_dict(steps: int = 12, **changes: Any) -> dict[str, Any]:
+    """Two stages: images; images, pans and videos."""
+    mix = [
+        {"kind": kind, "batch": 2, "sizes": [[frames, 32, 32]]}
+        for kind, frames in (("images", 1), ("pans", 5), ("videos", 5))
+    ]
+    return {
+        "model": SMALL,
+        "stages": [
+            {"name": "images", "steps": 2, "mix": mix[:1], "losses": LOSSES},
+            {"name": "all", "steps": steps - 2, "mix": mix, "losses": LOSSES},
+        ],
+        "optim": {"warmup": 2, "ema": 0.8},
+        "save_every": 5,
+        "workers": 0,
+        **changes,
+    }
+
+
+def run_config(steps: int = 12, **changes: Any) -> TrainConfig:
+    """`run_dict` as a config."""
+    return from_dict(TrainConfig, run_dict(steps, **changes))
+
+
+def losses(out: Path) -> list[float]:
+    """The loss of every step in a run's log."""
+    return [float(row["loss"]) for row in read_log(out / "log.csv")]
+
+
+def two_process_config(shard: bool = False) -> TrainConfig:
+    """A run whose numbers can be compared between one process and two."""
+    return run_config(8, shard=shard, save_every=4, autocast=False)

@@ -1,0 +1,30 @@
+"""Run by torchrun in tests: train a small corpus; SIGKILL at a step if one is given."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from small_runs import two_process_config
+
+from omnitok.train.config import DatasetConfig
+from omnitok.train.loop import Hooks, Trainer
+from omnitok.train.parallel import join, leave
+from video.data.datasets import find_items
+
+torch.set_num_threads(1)
+corpus, out, shard, kill_at = sys.argv[1:]
+
+
+def die(values):
+    """As the out-of-memory killer does it."""
+    if values["step"] == int(kill_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+items = {"small": find_items(DatasetConfig(path=corpus))}
+config = two_process_config(shard == "shard")
+trainer = Trainer(config, Path(out), items, join("cpu"), Hooks(on_step=die))
+trainer.run()
+leave()

@@ -1,0 +1,61 @@
+"""From the command line to a run: configs composed by hydra, checked by our dataclasses."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from omnitok.train.config import ConfigError, TrainConfig, from_dict
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def read_config(overrides: Sequence[str], folder: str | Path | None = None) -> TrainConfig:
+    """Compose a run from config groups and single values.
+
+    Args:
+        overrides: As on the command line: "curriculum=tiny-kl", "optim.lr=1e-4", "data=PATH".
+        folder: A folder of further configs, searched first.
+
+    Raises:
+        ConfigError: A choice, a key or a value is wrong; the message names it.
+    """
+    given = [part for override in overrides for part in _forms(override, folder)]
+    if folder is not None:
+        given.append(f"hydra.searchpath=[file://{Path(folder).resolve()}]")
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = compose("train", given)
+        values = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split())) from None
+    assert isinstance(values, dict)
+    values.pop("folder", None)
+    return from_dict(TrainConfig, values)
+
+
+def _forms(override: str, folder: str | Path | None) -> list[str]:
+    """An override as hydra takes it: a choice of a group, or a value, whether it is there or not.
+
+    `data=PATH` chooses the config "folder", unless there is a config of that name.
+    """
+    key, equals, value = override.partition("=")
+    if not equals:
+        raise ConfigError(f"{override!r} is no setting; expected key=value")
+    places = [CONFIGS, *([Path(folder)] if folder is not None else [])]
+    choices = sorted(path.stem for place in places for path in (place / key).glob("*.yaml"))
+    if not choices or value.startswith("{"):
+        return [f"++{key}={value}"]
+    if value in choices:
+        return [override]
+    if key == "data" and Path(value).exists():
+        return ["data=folder", f"++folder='{Path(value).resolve()}'"]
+    near = difflib.get_close_matches(value, choices, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose one of {choices}"
+    raise ConfigError(f"there is no {key} {value!r}; {hint}")

@@ -1,0 +1,118 @@
+"""What a run would do, before it does it: files, tokens, parameters, memory, time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from omnitok.train.config import SourceConfig, TrainConfig
+from omnitok.train.network import Network, Objectives, build_model, run_batch
+from omnitok.train.sampler import Item, Sampler
+
+
+def plan_run(
+    config: TrainConfig, items: Mapping[str, Mapping[str, Sequence[Item]]]
+) -> dict[str, Any]:
+    """Facts about a run. Times are of one real batch of every source, here, on one process."""
+    sampler = Sampler(config, items)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    objectives = Objectives(config.stages, device)
+    quantizer, stages, first = None, [], 0
+    for stage in config.stages:
+        quantizer = stage.quantizer or quantizer
+        model = build_model(config.model, quantizer).to(device)
+        network = Network(model)
+        rows: list[dict[str, Any]] = []
+        for place, source in enumerate(stage.mix):
+            number = next(
+                (
+                    n
+                    for n in range(first, first + stage.steps * stage.accumulate)
+                    if sampler._choose(n)[0] == place
+                ),
+                None,
+            )
+            if number is None:
+                continue
+            size = sampler._choose(number)[2]
+            losses = objectives.of(stage, source)
+            for _ in range(2):  # the first time pays for buffers
+                batch = sampler[number]
+                begin = time.monotonic()
+                result, _ = run_batch(network, batch, losses, device, 0, config.autocast)
+                result.total.backward()  # type: ignore[no-untyped-call]
+                seconds = time.monotonic() - begin
+            rows.append(
+                {
+                    "kind": source.kind,
+                    "share": source.weight / sum(s.weight for s in stage.mix),
+                    "clips": source.batch_of(size),
+                    "size": list(size),
+                    "tokens": _tokens(model, source, size),
+                    "seconds": round(seconds, 3),
+                }
+            )
+        each = stage.accumulate * sum(r["share"] * r["seconds"] for r in rows)
+        stages.append(
+            {
+                "name": stage.name,
+                "steps": stage.steps,
+                "batches": stage.accumulate,
+                "sources": rows,
+                "seconds": round(stage.steps * each),
+            }
+        )
+        first += stage.steps * stage.accumulate
+    parameters = sum(p.numel() for p in model.parameters())
+    return {
+        "files": {
+            name: {kind: len(files) for kind, files in kinds.items()}
+            for name, kinds in items.items()
+        },
+        "parameters": parameters,
+        "state_bytes": 20 * parameters,  # weights, gradients, two moments, average: 4 bytes each
+        "device": str(device),
+        "stages": stages,
+        "steps": config.steps,
+        "seconds": sum(s["seconds"] for s in stages),
+    }
+
+
+def _tokens(model: Any, source: SourceConfig, size: tuple[int, int, int]) -> int:
+    """Tokens of a batch."""
+    if source.kind == "meshes":
+        return source.batch_of(size) * 3 * int(model.config.planes.side) ** 2
+    t, h, w = model.config.patch
+    groups = 1 + math.ceil((size[0] - 1) / t)
+    return int(source.batch_of(size) * groups * -(-size[1] // h) * -(-size[2] // w))
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """The plan for a person."""
+    lines = [
+        f"data {name}: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+        for name, kinds in plan["files"].items()
+    ]
+    lines.append(
+        f"model: {plan['parameters'] / 1e6:.1f} M parameters; weights, gradients, moments and "
+        f"average take {plan['state_bytes'] / 2**20:.0f} MiB, activations come on top"
+    )
+    for stage in plan["stages"]:
+        lines.append(
+            f"stage {stage['name']!r}: {stage['steps']} steps of {stage['batches']} batches, about "
+            f"{stage['seconds'] / 60:.1f} min"
+        )
+        lines += [
+            f"  {100 * row['share']:3.0f} % {row['kind']}: {row['clips']} clips of "
+            f"{'x'.join(map(str, row['size']))}, {row['tokens']} tokens, {row['seconds']} s"
+            for row in stage["sources"]
+        ]
+    lines.append(
+        f"{plan['steps']} steps, about {plan['seconds'] / 60:.0f} min on {plan['device']} as it is "
+        "now, one process, without compile"
+    )
+    return lines

@@ -1,0 +1,95 @@
+"""What a training run needs from outside: its files, and scores and pictures on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnitok.metrics.validation import clip_psnr
+from omnitok.pixels import to_float, to_uint8
+from omnitok.train.config import ConfigError, DatasetConfig, TrainConfig, ValidationConfig
+from omnitok.train.network import Model, Network
+from omnitok.train.sampler import Item
+from video import VideoError, write
+from video.data.crops import centre_clip
+from video.data.datasets import find_items
+
+SHOWN = 4  # clips of each set that pictures are kept of
+
+
+def find_data(config: TrainConfig) -> dict[str, Mapping[str, Sequence[Item]]]:
+    """The files of every dataset of a run, by name and kind."""
+    return {name: find_all(dataset) for name, dataset in config.data.items()}
+
+
+def find_all(dataset: DatasetConfig) -> dict[str, Sequence[Item]]:
+    """Pictures and videos of a dataset."""
+    return dict[str, Any](find_items(dataset))
+
+
+class Validator:
+    """Scores a model on held-out clips, and keeps pictures and side-by-side clips.
+
+    Args:
+        config: The run.
+        out: Its folder; pictures go to `pictures/`.
+        device: Where to compute.
+
+    Attributes:
+        notes: Sets that hold no files, and files that could not be read.
+    """
+
+    def __init__(self, config: TrainConfig, out: Path, device: torch.device) -> None:
+        self.folder, self.device = out / "pictures", device
+        self.notes: list[str] = []
+        self.sets: dict[str, list[Tensor]] = {}
+        for name, wanted in config.validation.items():
+            if clips := self._read(name, wanted):
+                self.sets[name] = clips
+
+    def _read(self, name: str, wanted: ValidationConfig) -> list[Tensor]:
+        try:
+            items = find_items(wanted.data)[wanted.kind]
+        except ConfigError as error:
+            self.notes.append(f"no validation on {name}: {error}")
+            return []
+        frames, *size = wanted.size
+        if size[0] != size[1]:
+            raise ConfigError(f"validation {name}: size {wanted.size} must be square")
+        clips = []
+        for item in items[: wanted.count]:
+            try:
+                numbers = torch.arange(min(frames, item.num_frames())).numpy()
+                clips.append(centre_clip(item.frames(numbers), frames, size[0]))
+            except (VideoError, OSError) as error:
+                self.notes.append(f"validation {name}: passed over {item.name}: {error}")
+        if not clips:
+            self.notes.append(f"no validation on {name}: {wanted.data.path} holds no {wanted.kind}")
+        return clips
+
+    @torch.no_grad()
+    def __call__(self, model: Model, step: int) -> dict[str, float]:
+        """Mean PSNR of every set, in bfloat16 as training computes."""
+        network, scores = Network(model), {}
+        for name, clips in self.sets.items():
+            values = []
+            for n, clip in enumerate(clips):
+                x = to_float(clip[None].to(self.device), torch.float32)
+                with torch.autocast(self.device.type, torch.bfloat16):
+                    recon = network(x).recon.float()
+                values.append(float(clip_psnr(recon, x)))
+                if n < SHOWN:
+                    self._draw(f"{name}-{n}", step, clip, to_uint8(recon[0]).cpu())
+            scores[f"psnr_{name}"] = round(sum(values) / len(values), 3)
+        return scores
+
+    def _draw(self, name: str, step: int, clip: Tensor, recon: Tensor) -> None:
+        pair = torch.cat([clip, recon], dim=3).transpose(0, 1)
+        suffix = "png" if len(pair) == 1 else "mp4"
+        folder = self.folder / f"step-{step:07d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / f"{name}.{suffix}", pair)

@@ -1,0 +1,1 @@
+"""Training and validation clips from folders, lists, tars and memory-mapped corpora."""
