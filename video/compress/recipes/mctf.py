@@ -97,7 +97,7 @@ def mctf(
         x_BTND: Tokens.
         keep: Outputs of each sample, exactly; three quarters by default.
         attention: [B, T, N, N], or what each token receives, [B, T, N]. In rounds after the first
-            merged tokens have the average of what theirs received.
+            merged tokens have the sum of what theirs received.
         norm: As `mctf_round` takes it.
     """
     B, T, N, _ = x_BTND.shape
@@ -108,7 +108,7 @@ def mctf(
         plan = mctf_round(x, score, N - count, norm=norm)
         while plan.num_out > count:
             r = plan.num_out - count
-            last = mctf_round(plan.apply(x), plan.apply(score), r, plan.size, norm=norm)
+            last = mctf_round(plan.apply(x), plan.apply(score, "sum"), r, plan.size, norm=norm)
             plan = plan.then(last)
         return plan
 
