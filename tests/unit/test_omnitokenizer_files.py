@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -232,3 +234,30 @@ def test_what_a_pickle_asks_for_is_not_run(place, file, tmp_path, monkeypatch):
     torch.save(contents, tmp_path / "bad.ckpt")
     assert "mkdir" in refusal(tmp_path / "bad.ckpt")
     assert not (tmp_path / "harm").exists()
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+import omnitok
+from omnitok.hub import SYSTEMS
+status, refs = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+def kilobytes(field):
+    return int(re.search(rf"{field}:\\s+(\\d+)", status.read_text())[1])
+omnitok.load(sys.argv[1])  # imports what loading needs
+refs.write_text("5")
+before = kilobytes("VmRSS")
+tok = omnitok.load(sys.argv[2])
+print(1024 * (kilobytes("VmHWM") - before))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="peaks are Linux's to tell")
+def test_loading_takes_no_second_copy_of_the_weights(file, tmp_path):
+    large = {"embedding_dim": 512, "heads": 8, "dim_head": 64, "temporal_depth": 1}
+    path = save_omnitokenizer(tmp_path / "large.ckpt", **large)
+    command = [sys.executable, "-c", MEASURE, str(file), str(path)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    size = path.stat().st_size
+    assert size > 40e6
+    assert int(ran.stdout) < 1.1 * size
