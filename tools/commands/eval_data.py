@@ -195,7 +195,7 @@ def place(protocol: Protocol, name: str, total: int) -> list[int] | None:
 
 
 def fit(frames_TCHW: Tensor, protocol: Protocol) -> Tensor:
-    """Scale and cut uint8 frames as a protocol says."""
+    """Scale (as Pillow does, but for some last bits) and cut uint8 frames as a protocol says."""
     import torch
     from torch.nn import functional as F
 
@@ -210,7 +210,6 @@ def fit(frames_TCHW: Tensor, protocol: Protocol) -> Tensor:
     top, left = (scaled[0] - size) // 2, (scaled[1] - size) // 2
     parts = []
     for frame in torch.split(frames_TCHW, 1):
-        x = F.interpolate(frame.float(), scaled, mode=protocol.scaling, antialias=True)
-        x = x[:, :, top : top + size, left : left + size].round_().clamp_(0, 255)
-        parts.append(x.to(torch.uint8))
+        x = F.interpolate(frame, scaled, mode=protocol.scaling, antialias=True)
+        parts.append(x[:, :, top : top + size, left : left + size])
     return torch.cat(parts)
