@@ -75,7 +75,7 @@ class LossInputs:
     text: Tensor | None = None
     last_layer: Tensor | None = None
     step: int = 0
-    _shared: dict[Any, Any] = field(default_factory=dict, repr=False)
+    _shared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def pictures(self, count: int | None, side: int | None = None) -> Pair:
         """Float32 frames [N, 3, H, W] of the reconstruction and the same ones of the target.

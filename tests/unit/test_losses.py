@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -315,6 +316,8 @@ def test_losses_that_look_at_one_frame_look_at_the_same_one():
     assert len(set(found)) == 6
     assert torch.equal(recon, given.recon.transpose(1, 2).flatten(0, 1)[found])
     assert given.pictures(None, side=8)[0].shape == (27, 3, 8, 8)
+    detached = replace(given, recon=given.recon.detach())
+    assert not detached.pictures(2)[0].requires_grad
 
 
 def test_losses_make_nothing_on_another_device_and_never_wait_for_a_value(tmp_path, monkeypatch):
