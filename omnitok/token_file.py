@@ -10,6 +10,12 @@ Layout, flat so that the same format holds one asset or a shard of many (n asset
     pts         [sum of T] float64  seconds of every frame (left out where not known)
     pts_offsets [n + 1]    int64    asset i is frames pts_offsets[i] .. pts_offsets[i + 1]
 
+A compact file, version 2, holds K of the N tokens of one asset and, as `omnitok.token_plan` has it,
+
+    place       [K]        int64    where each is in the grid
+    source      [N]        int32    the one that each token went into, or that stands in for it
+    size        [K]        float32  how many tokens each stands for
+
     metadata "omnitok"  facts as JSON with sorted keys (see `omnitok.token_layout`)
     metadata "sha256"   of the facts and of every tensor's name, type, shape and bytes
 

@@ -1,6 +1,7 @@
 """What a token file says: facts and tensors to and from the container of `omnitok.token_file`."""
 
 import hashlib
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from omnitok.groups import fits, is_whole, num_groups
 from omnitok.token_facts import (
     MAX_SIDE,
+    Placement,
     Preprocess,
     Source,
     TokenizerInfo,
@@ -35,9 +37,11 @@ from omnitok.token_file import (
     verify,
     write,
 )
+from omnitok.token_plan import TokenPlan
 
 FORMAT = "omnitok-tokens"
 VERSION = 1
+COMPACT = 2  # the version of files that hold a plan and only the tokens it keeps
 LATENT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _IDENTITY = ("name", "config", "weights_sha256", "version")  # of TokenizerInfo, under "tokenizer"
 _SHAPES = {  # of the tensors a file may hold; None where it depends on the facts
@@ -47,6 +51,7 @@ _SHAPES = {  # of the tensors a file may hold; None where it depends on the fact
     "offsets": (2,),
     "pts": None,
     "pts_offsets": (2,),
+    **dict.fromkeys(("place", "source", "size")),
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_NAMES}
 
@@ -66,6 +71,8 @@ class Layout:
         source: Where the clip came from.
         preprocess: What was done to it.
         compute: How the tokens were computed.
+        placement: Where a 3D asset lies; None for pictures and clips.
+        plan: Which tokens of the grid the file holds; None for all of them.
     """
 
     info: TokenizerInfo
@@ -76,6 +83,13 @@ class Layout:
     source: Source | None
     preprocess: Preprocess | None
     compute: dict[str, Any] | None
+    placement: Placement | None = None
+    plan: TokenPlan | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Tokens that the file holds."""
+        return math.prod(self.grid) if self.plan is None else len(self.plan.place)
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -89,9 +103,11 @@ class Layout:
         """Return the JSON object of the file."""
         info = asdict(self.info)
         books = " k" if self.info.num_codebooks > 1 else ""
+        placed = {} if self.placement is None else {"placement": asdict(self.placement)}
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if self.plan is None else COMPACT,
+            **({} if self.plan is None else {"plan": self.plan.facts()}),
             "tokenizer": {name: info.pop(name) for name in _IDENTITY},
             **info,
             "layout": "t h w c" if self.info.kind == "latents" else "t h w" + books,
@@ -102,6 +118,7 @@ class Layout:
                     "size": self.size,
                     "source": None if self.source is None else asdict(self.source),
                     "preprocess": None if self.preprocess is None else asdict(self.preprocess),
+                    **placed,
                 }
             ],
             "compute": self.compute,
@@ -113,7 +130,7 @@ class Layout:
         tensors = {"grid": torch.tensor([[t, h, w]]), "offsets": torch.tensor([0, t * h * w])}
         if self.pts is not None:
             tensors |= {"pts": self.pts, "pts_offsets": torch.tensor([0, self.size[0]])}
-        return tensors
+        return tensors if self.plan is None else tensors | self.plan.tensors()
 
     def check(self) -> None:
         """Refuse a wrong type, times that are no times, and anything but a whole clip."""
@@ -133,13 +150,15 @@ class Layout:
             bool(torch.isfinite(self.pts).all()) and bool((self.pts[1:] >= self.pts[:-1]).all())
         ):
             raise TokensError("pts must be finite seconds that never decrease")
+        if self.plan is not None:
+            self.plan.check(math.prod(self.grid))
 
     def write(self, path: Path, data_sha256: str, data: Iterable[bytes]) -> None:
         """Write the file, given the stored bytes of the codes or latents and their hash."""
         self.check()
-        t, h, w = self.grid
+        shape = (self.num_rows, *self.row_shape)
         tensors: dict[str, tuple[Entry, Iterable[bytes]]] = {
-            self.info.kind: (Entry(self.dtype, (t * h * w, *self.row_shape), 0, data_sha256), data)
+            self.info.kind: (Entry(self.dtype, shape, 0, data_sha256), data)
         }
         for name, tensor in self.tensors().items():
             raw = to_bytes(tensor)
@@ -204,6 +223,8 @@ def layout_of(facts: Any, tensors: dict[str, Tensor]) -> Layout:
             source=_optional(Source, clip["source"], "source"),
             preprocess=_optional(Preprocess, clip["preprocess"], "preprocess"),
             compute=conform("compute", facts["compute"], dict[str, Any] | None),
+            placement=_optional(Placement, clip.get("placement"), "placement"),
+            plan=TokenPlan.read(facts["plan"], tensors) if facts["version"] == COMPACT else None,
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, TokensError):
@@ -305,10 +326,10 @@ class TokenFile:
         self.facts: dict[str, Any] = parse_json(text, "the metadata")
         if not isinstance(self.facts, dict) or self.facts.get("format") != FORMAT:
             raise TokensError("not a token file: its metadata is of another format")
-        if self.facts.get("version") != VERSION:
+        if self.facts.get("version") not in (VERSION, COMPACT):
             raise TokensError(
                 f"token file version {show(self.facts.get('version'))} is unknown; this omnitok "
-                f"reads version {VERSION}; upgrade omnitok"
+                f"reads versions {VERSION} and {COMPACT}; upgrade omnitok"
             )
         verify(self._file, text, sha256, entries)
         for name, entry in entries.items():
@@ -320,9 +341,8 @@ class TokenFile:
             {name: self._tensor(entries[name]) for name in entries if name not in data},
         )
         layout = self.layout
-        t, h, w = layout.grid
         have = {name: (entries[name].dtype, entries[name].shape) for name in data}
-        want = {layout.info.kind: (layout.dtype, (t * h * w, *layout.row_shape))}
+        want = {layout.info.kind: (layout.dtype, (layout.num_rows, *layout.row_shape))}
         if have != want:
             raise TokensError(f"damaged: it holds {have}, but its facts ask for {want}")
         self._data = entries[layout.info.kind]
@@ -337,7 +357,7 @@ class TokenFile:
         return self._data.num_bytes // max(1, self.layout.grid[0])
 
     def read(self, start: int, stop: int) -> Tensor:
-        """Read the groups `start` .. `stop`.
+        """Read the groups `start` .. `stop`; of a compact file, what stands for their tokens.
 
         Returns:
             [stop - start, h, w] or [..., K] int64 codes, or [..., c] latents as stored.
@@ -346,17 +366,26 @@ class TokenFile:
             TokensError: A code is out of range, a latent is not finite, or the disk fails.
         """
         _, h, w = self.layout.grid
-        rows = (stop - start, h, w, *self.layout.row_shape)
-        place = self._data.start + start * self.group_bytes
-        info = self.layout.info
+        first, last, plan = start * h * w, stop * h * w, self.layout.plan
         try:
-            data = self._tensor(replace(self._data, shape=rows, start=place))
-            if info.codebook_size is not None:
-                data = unpack_codes(data, info.codebook_size)
-            check_values(data, info, start)
+            if plan is None or first == last:
+                data = self.read_rows(first, last)
+            else:
+                token = plan.standing_for(first, last)
+                first = int(token.min())
+                data = self.read_rows(first, int(token.max()) + 1)[token - first]
+            data = data.reshape(stop - start, h, w, *data.shape[1:])
+            check_values(data, self.layout.info, start)
         except (TokensError, OSError) as error:
             raise TokensError(f"{self.path}: {error}") from None
         return data
+
+    def read_rows(self, first: int, last: int) -> Tensor:
+        """Read the tokens `first` .. `last` of those held: int64 codes, or latents as stored."""
+        rows = replace(self._data, shape=(last - first, *self.layout.row_shape))
+        place = self._data.start + rows.num_bytes // max(1, last - first) * first
+        data, size = self._tensor(replace(rows, start=place)), self.layout.info.codebook_size
+        return data if size is None else unpack_codes(data, size)
 
     def close(self) -> None:
         """Close the file."""

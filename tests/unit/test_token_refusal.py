@@ -94,7 +94,8 @@ def edited(*keys, value):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (edited("version", value=2), "version 2 is unknown.*upgrade"),
+        (edited("version", value=3), "version 3 is unknown.*upgrade"),
+        (edited("version", value=2), "lack or misname"),
         (edited("version", value=True), "contradict|unknown"),
         (edited("format", value="other"), "of another format"),
         (edited("codebook_size", value=70000), "not stored as"),
