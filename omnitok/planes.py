@@ -135,9 +135,39 @@ class PlaneParts(nn.Module):
         """
         features, profiles = planes_BPCRR.split([self.config.features, self.config.bins], dim=2)  # type: ignore[no-untyped-call]
         sampled_BPMC = sample_planes(features, projections(points_BMA))
-        out = self.field(sampled_BPMC.sum(dim=1)).float()
+        out = self.field(sampled_BPMC.sum(dim=1).to(self.head.weight.dtype)).float()
         logits = out[..., 0] + sample_profiles(profiles, points_BMA).sum(dim=1)
         return logits, out[..., 1:].sigmoid()
+
+    def field_on_lattice(self, planes_PCRR: Tensor, places_N: Tensor) -> Tensor:
+        """Logits [N, N, N] at all (x, y, z) of given places: as `field_at`, with less work.
+
+        Each plane is read only once for every pair of places, and what the first layer makes of the
+        planes' sum is the sum of what it makes of them.
+        """
+        config, (first, *rest) = self.config, self.field
+        hat = hats(places_N, planes_PCRR.shape[-1])
+        features, profiles = planes_PCRR.float().split([config.features, config.bins], dim=1)  # type: ignore[no-untyped-call]
+        flat_PNNC = (hat @ features @ hat.mT).permute(0, 2, 3, 1).to(first.weight.dtype)
+        xy, xz, yz = F.linear(flat_PNNC, first.weight)  # type: ignore[arg-type]
+        total = torch.zeros(len(hat), len(hat), len(hat), device=hat.device)
+        deep = hats(places_N, config.bins)
+        for (a, b), profile in zip(AXES, profiles, strict=True):
+            wide = torch.tensordot(deep, hat @ profile @ hat.mT, dims=1)  # left out axis, a, b
+            total += wide.movedim(0, 3 - a - b)
+        for i, row in enumerate(total):  # a slice at a time stays small
+            hidden = xy[i][:, None] + xz[i][None] + yz + first.bias
+            for layer in rest[:-1]:
+                hidden = layer(hidden)
+            row += F.linear(hidden, rest[-1].weight[:1], rest[-1].bias[:1])[..., 0]  # type: ignore[index]
+        return total
+
+
+def hats(places_N: Tensor, cells: int) -> Tensor:
+    """[N, cells] linear weights of cells at places from -1 to 1, with the border repeated."""
+    place = ((places_N + 1) / 2 * cells - 0.5).clamp(0, cells - 1)
+    numbers = torch.arange(cells, device=places_N.device)
+    return (1 - (place[:, None] - numbers).abs()).clamp_min(0)
 
 
 def projections(points_BMA: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from omnitok.quantize.base import DiscreteQuantizer
 from omnitok.quantize.kl import KL
 from omnitok.stream import EncodeStream
 from omnitok.token_layout import window_of
-from omnitok.tokens import TokenizerInfo, Tokens, num_groups
+from omnitok.tokens import TokenizerInfo, Tokens, num_groups, refuse_others
 from omnitok.version import VERSION
 
 Size = tuple[int, int, int]
@@ -355,17 +355,10 @@ class Tokenizer:
 
     def _check_part(self, part: Tokens, first: Tokens, groups: int, frames: int) -> None:
         """Refuse a part that is not ours, or cannot follow so many groups and frames."""
-        if (part.codes is None) != (self.codebook_size is None):
-            kind = "latents" if part.codes is None else "codes"
+        refuse_others(part, self)
+        if part.placement is not None:
             raise ValueError(
-                f"the tokens hold {kind}, which tokenizer {self.config.name!r} does not decode; "
-                "load the tokenizer that made them"
-            )
-        if part.info is not None and part.info.weights_sha256 != self.weights_sha256:
-            raise ValueError(
-                f"the tokens were made by {part.info.name!r} with weights "
-                f"{part.info.weights_sha256[:12]}, but {self.config.name!r} has "
-                f"{self.weights_sha256[:12]}; load the tokenizer that made them"
+                "the tokens are of a 3D asset, which has no frames; use shapes.detokenize"
             )
         window = window_of(part.preprocess)
         if (part.size[1:], window) != (first.size[1:], window_of(first.preprocess)):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omnitok.groups import frames_of_groups, group_frames, is_whole, num_groups
 from omnitok.token_facts import (
+    Placement,
     Preprocess,
     Source,
     TokenizerInfo,
@@ -31,6 +32,7 @@ from omnitok.token_layout import (
 )
 
 __all__ = [
+    "Placement",
     "Preprocess",
     "Source",
     "TokenizerInfo",
@@ -50,6 +52,14 @@ class HasWeights(Protocol):
         """Hash over its weights."""
 
 
+class Maker(HasWeights, Protocol):
+    """A tokenizer, as far as the tokens that it makes care."""
+
+    @property
+    def info(self) -> TokenizerInfo:
+        """What its token files record."""
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class Tokens:
     """Tokens of one asset, or of a run of time groups of it.
@@ -66,6 +76,8 @@ class Tokens:
         source: The file they were made from.
         preprocess: What was done to it first.
         compute: How they were computed: dtype, device, torch version, deterministic or not.
+        placement: Where a 3D asset lies (`shapes.detokenize` turns its tokens back); None for
+            pictures and clips.
     """
 
     codes: Tensor | None = None
@@ -76,6 +88,7 @@ class Tokens:
     source: Source | None = None
     preprocess: Preprocess | None = None
     compute: dict[str, Any] | None = None
+    placement: Placement | None = None
 
     def __post_init__(self) -> None:
         if (self.codes is None) == (self.latents is None):
@@ -210,6 +223,7 @@ class Tokens:
             source=self.source,
             preprocess=self.preprocess,
             compute=self.compute,
+            placement=self.placement,
         )
 
     @classmethod
@@ -253,7 +267,28 @@ def tokens_of(file: TokenFile, start: int, stop: int) -> Tokens:
         source=layout.source,
         preprocess=layout.preprocess,
         compute=layout.compute,
+        placement=layout.placement,
     )
+
+
+def refuse_others(tokens: Tokens, tokenizer: Maker) -> None:
+    """Refuse to decode tokens that another tokenizer made, or of another kind.
+
+    Raises:
+        ValueError: They are.
+    """
+    info = tokenizer.info
+    if tokens.kind != info.kind:
+        raise ValueError(
+            f"the tokens hold {tokens.kind}, which tokenizer {info.name!r} does not decode; load "
+            "the tokenizer that made them"
+        )
+    if tokens.info is not None and tokens.info.weights_sha256 != info.weights_sha256:
+        raise ValueError(
+            f"the tokens were made by {tokens.info.name!r} with weights "
+            f"{tokens.info.weights_sha256[:12]}, but {info.name!r} has "
+            f"{info.weights_sha256[:12]}; load the tokenizer that made them"
+        )
 
 
 class Run:
@@ -276,7 +311,7 @@ class Run:
             TokensError: It is of another clip, or follows a part that ended within a group.
         """
         first = self.first
-        for name in ("kind", "info", "source", "preprocess", "compute"):
+        for name in ("kind", "info", "source", "preprocess", "compute", "placement"):
             if getattr(part, name) != getattr(first, name):
                 raise TokensError(
                     f"parts of different clips cannot be joined: {name} is "

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from omnitok.planes import sample_planes
@@ -84,7 +85,7 @@ class ConvONet:
         total.scatter_add_(1, index.expand_as(features_BMC), features_BMC)
         count = features_BMC.new_zeros(many, side * side, 1)
         count.scatter_add_(1, index, torch.ones_like(features_BMC[..., :1]))
-        return (total / count.clamp_min(1)).mT.unflatten(-1, (side, side))
+        return rearrange(total / count.clamp_min(1), "b (y x) c -> b c y x", y=side)
 
     def sample(self, plane_BCRR: Tensor, points_BMA: Tensor, axes: tuple[int, int]) -> Tensor:
         """[B, C, M] features."""

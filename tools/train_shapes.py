@@ -1,8 +1,9 @@
 """Train the 3D stage alone: `python -m tools.train_shapes`; run again to go on where it stopped.
 
-Starts from the shipped `tiny-kl` and trains all of it on the shapes of the corpus (`python -m
-tools.corpus --meshes`), with clips and pictures in between so that they are not forgotten. Longer
-curricula are those of `omnitok train`.
+Starts from the shipped `tiny-kl` and trains on the shapes of the corpus (`python -m tools.corpus
+--meshes`): only the embedding and the heads of 3D assets, so that pictures and videos keep their
+tokens to the bit; with --trunk-lr also the rest, with clips and pictures in between so that they
+are not forgotten. Longer curricula are those of `omnitok train`.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--points", type=int, default=4096)
     parser.add_argument("--lr", type=float, default=2e-3, help="of the 3D parts")
-    parser.add_argument("--trunk-lr", type=float, default=5e-4)
+    parser.add_argument("--trunk-lr", type=float, default=0.0, help="of all else; 0 freezes it")
     parser.add_argument("--replay", type=int, default=4, help="every nth step is of clips")
     parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=float("inf"))
@@ -148,6 +149,9 @@ def main() -> None:
         start_planes(model, rasters(files))
         print(f"step 0: IoU {mean_iou(model.eval(), held_out):.4f}", flush=True)
         model.train()
+    if not args.trunk_lr:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("planes." in name)
     groups = [
         {
             "params": [p for name, p in model.named_parameters() if ("planes." in name) == own],
@@ -156,7 +160,7 @@ def main() -> None:
         for own, rate in ((True, args.lr), (False, args.trunk_lr))
     ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0)
-    clips = Clips(args.corpus)
+    clips = Clips(args.corpus) if args.trunk_lr else None
     average = AveragedModel(
         model,
         multi_avg_fn=get_ema_multi_avg_fn(0.99),  # type: ignore[no-untyped-call]
@@ -173,7 +177,8 @@ def main() -> None:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min(1.0, up, down)
         terms: list[float] = []
-        if args.replay and step % args.replay == args.replay - 1:
+        if args.trunk_lr and step % args.replay == args.replay - 1:
+            assert clips is not None
             loss = clip_loss(model, clips.batch(step // args.replay))
         else:
             batch = sampler.batch(step)
@@ -183,7 +188,7 @@ def main() -> None:
             terms = [round(term.item(), 5) for term in result.losses.values()]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = clip_grad_norm_(model.parameters(), 1.0)
+        norm = clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
         optimizer.step()
         average.update_parameters(model)
         step += 1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tools.commands import shaping
 from tools.commands.errors import DONE, InputError
 from tools.commands.loading import ByTokens
 from tools.commands.options import add_json, add_model
@@ -28,14 +29,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the command."""
     parser = commands.add_parser(
         "compare",
-        help="measure how close two videos, images or token files are",
-        description="PSNR and SSIM of each frame and their means, the worst frame, and flicker. "
-        "A token file is decoded first. Both must have the same size and number of frames.",
+        help="measure how close two videos, images, 3D assets or token files are",
+        description="PSNR and SSIM of each frame and their means, the worst frame, and flicker; of "
+        "3D assets Chamfer distance, F-score, IoU and normals. A token file is decoded first. "
+        "Clips must have the same size and number of frames.",
     )
-    parser.add_argument("a", metavar="A", help="a video, an image or a token file")
+    parser.add_argument("a", metavar="A", help="a video, an image, a 3D asset or tokens")
     parser.add_argument("b", metavar="B", help="the same, to compare with A")
     parser.add_argument("-o", "--output", metavar="MP4", help="write a video of A beside B")
-    parser.add_argument("--png", metavar="PNG", help="write a sheet of frames and differences")
+    parser.add_argument("--png", metavar="PNG", help="write a sheet of frames or views")
     parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
     add_model(parser, None, "weights to decode tokens with (default: those that made them)")
     add_json(parser)
@@ -214,13 +216,15 @@ def _other_count(a: Frames, b: Frames, count_a: str, count_b: str) -> InputError
 def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
     report = Report(json=args.json)
+    models = ByTokens(args)
+    if shaping.holds_shape(args.a) or shaping.holds_shape(args.b):
+        return shaping.compare(args, report, models)
     outputs = {}
     for name, path in (("side_by_side", args.output), ("sheet", args.png)):
         if path and os.path.lexists(path) and not args.overwrite:
             report.note(f"kept {path}, which exists; --overwrite replaces it")
             path = None
         outputs[name] = path
-    models = ByTokens(args)
     with (
         report.progress(1) as progress,
         open_frames(args.a, models) as a,

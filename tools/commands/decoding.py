@@ -10,20 +10,31 @@ from tools.commands.loading import ByTokens
 from tools.commands.options import add_batch, add_model
 from tools.commands.planning import DECODED, Job, is_tokens, make_plan
 from tools.commands.reporting import Report, size_of
+from tools.commands.shaping import SHAPE, decode_job
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "decode",
-        help="turn token files back into videos and images",
-        description="Writes talk.decoded.mp4 for talk.omni.safetensors (a .png for a still), with "
-        "the size, frames and frame times of the source. A folder stands for all "
-        "*.omni.safetensors in it and its subfolders.",
+        help="turn token files back into videos, images and 3D assets",
+        description="Writes talk.decoded.mp4 for talk.omni.safetensors (a .png for a still, a .ply "
+        "for a 3D asset), with the size, frames and frame times, or the position and scale, of the "
+        "source. A folder stands for all *.omni.safetensors in it and its subfolders.",
     )
     parser.add_argument("inputs", nargs="+", metavar="TOKENS", help="a token file or a folder")
     parser.add_argument(
-        "-o", "--output", metavar="OUT", help="a folder, or for one input a video or image file"
+        "-o",
+        "--output",
+        metavar="OUT",
+        help="a folder, or for one input a file (.ply, .obj, .stl and .glb for a 3D asset)",
+    )
+    parser.add_argument(
+        "--resolution",
+        type=int,
+        metavar="N",
+        default=128,
+        help="lattice points on a side of a 3D asset's box (default: 128)",
     )
     add_model(parser, None, "weights to decode with (default: those that made the tokens)")
     add_batch(parser)
@@ -32,16 +43,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
+    from shapes.mesh import WRITTEN
     from video.files import decoded_suffix, detokenize_file
     from video.write import ANIMATED, MOVIES, STILL
+
+    endings = {*MOVIES, *STILL, *ANIMATED, *WRITTEN}
+
+    def suffix(path: str) -> str:
+        kind, frames = _source_kind(path)
+        return ".ply" if kind == SHAPE else decoded_suffix(kind, frames)
 
     report = Report(json=args.json, quiet=args.quiet)
     plan = make_plan(
         args.inputs,
         args.output,
         wanted=is_tokens,
-        ending=lambda path: DECODED + decoded_suffix(*_source_kind(path)),
-        is_file_name=lambda name: os.path.splitext(name)[1].lower() in {*MOVIES, *STILL, *ANIMATED},
+        ending=lambda path: DECODED + suffix(path),
+        is_file_name=lambda name: os.path.splitext(name)[1].lower() in endings,
     )
     if args.dry_run:
         return run_jobs("decode", plan, lambda job, _: _describe(job, args.overwrite), report)
@@ -50,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     def work(job: Job, update: Update) -> Outcome:
         tok = models.get(job.src)
         os.makedirs(os.path.dirname(os.path.abspath(job.dst)), exist_ok=True)
+        if _source_kind(job.src)[0] == SHAPE:
+            return decode_job(tok, job, args)
         done = detokenize_file(tok, job.src, job.dst, overwrite=args.overwrite, progress=update)
         frames, height, width = done.size
         speed = f"{done.seconds:.1f} s ({frames / done.seconds:.1f} frames/s)"
@@ -79,6 +99,8 @@ def _describe(job: Job, overwrite: bool) -> Outcome:
     with TokenReader(job.src) as reader:
         frames, height, width = reader.size
         name = reader.info.name
+    if reader.placement is not None:
+        return planned(job, overwrite, f"a 3D asset, by {name}", {"model": name})
     facts = {"num_frames": frames, "height": height, "width": width, "model": name}
     about = f"{frames} frames of {width}x{height}, by {name}"
     return planned(job, overwrite, about, facts)

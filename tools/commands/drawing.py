@@ -1,16 +1,19 @@
-"""The contact sheet: rows of frames of two clips and their difference."""
+"""Contact sheets: frames of two clips and their difference, or views of two 3D assets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from shapes import Mesh
 
 ROWS = 6
 GAIN = 4  # of the difference
@@ -66,6 +69,29 @@ class Sheet:
                 canvas.paste(cell, (GAP + column * (width + GAP), top + STRIP))
         raw = torch.frombuffer(bytearray(canvas.tobytes()), dtype=torch.uint8)
         write(path, raw.reshape(1, canvas.height, canvas.width, 3).permute(0, 3, 1, 2))
+
+
+def turntable_sheet(path: str, titles: Sequence[str], a: Mesh, b: Mesh) -> None:
+    """Draw two 3D assets from all sides, in the frame of the first, one below the other.
+
+    Raises:
+        VideoError: The file cannot be written.
+    """
+    from shapes.render import render
+    from shapes.sample import into_box, placement_of
+    from video import write
+
+    place = placement_of(a)
+    rows = [np.concatenate(list(render(into_box(mesh, place))), axis=1) for mesh in (a, b)]
+    height, width, _ = rows[0].shape
+    canvas = Image.new("RGB", (width, 2 * (height + STRIP)), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=13)
+    for number, (title, row) in enumerate(zip(titles, rows, strict=True)):
+        top = number * (height + STRIP)
+        draw.text((GAP, top + 2), title, "black", font)
+        canvas.paste(Image.fromarray(row), (0, top + STRIP))
+    pixels = torch.from_numpy(np.array(canvas))
+    write(path, pixels[None].permute(0, 3, 1, 2))
 
 
 def _cell(frame_CHW: Tensor) -> Image.Image:

@@ -23,9 +23,11 @@ def sentence(error: Exception) -> str | None:
 
     from omnitok import TokensError
     from omnitok.checkpoint import CheckpointError
+    from shapes.extras import ShapesError
     from video import VideoError
 
-    if isinstance(error, InputError | VideoError | TokensError | CheckpointError):
+    known = (InputError, VideoError, ShapesError, TokensError, CheckpointError)
+    if isinstance(error, known):
         return str(error)
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)

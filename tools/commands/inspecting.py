@@ -11,6 +11,7 @@ from tools.commands.errors import DONE
 from tools.commands.loading import shipped_hashes
 from tools.commands.options import add_json
 from tools.commands.reporting import Report, clock, columns, size_of
+from tools.commands.shaping import inspect_lines
 
 if TYPE_CHECKING:
     from omnitok.token_stream import TokenReader
@@ -63,6 +64,7 @@ def gather(reader: TokenReader, path: str) -> dict[str, Any]:
         "source": source and asdict(source),
         "source_bytes": source_bytes,
         "preprocess": reader.preprocess and asdict(reader.preprocess),
+        "placement": reader.placement and asdict(reader.placement),
         "kind": info.kind,
         "grid": list(reader.grid),
         "patch": list(info.patch),
@@ -121,9 +123,14 @@ def describe(data: dict[str, Any]) -> list[tuple[str, str]]:
         against = f"against the source of {size_of(data['source_bytes'])}"
         compression.append(f"{data['compression_of_source']:.2f}x {against}")
     rate = data["tokens_per_second"]
-    lines = [
+    head = [
         ("file", f"{data['file']}, {size_of(data['file_bytes'])}, intact"),
         ("source", _source_line(source)),
+    ]
+    if data["placement"]:
+        return [*head, *inspect_lines(data), *_made_with(data)]
+    lines = [
+        *head,
         (
             "frames",
             f"{size['num_frames']} of {size['width']}x{size['height']}{length}"
@@ -151,10 +158,14 @@ def describe(data: dict[str, Any]) -> list[tuple[str, str]]:
                 f"{bits:.2f} bits, perplexity {perplexity:,.0f}"
             )
             lines.append(("codebook", text))
+    return [*lines, *_made_with(data)]
+
+
+def _made_with(data: dict[str, Any]) -> list[tuple[str, str]]:
     shipped = data["shipped_as"]
     match = f"ships with omnitok as {shipped}" if shipped else "does not ship with omnitok"
     compute = data["compute"] or {}
-    lines += [
+    return [
         ("weights", f"{data['model']} {data['weights_sha256'][:12]}, {match}"),
         (
             "made with",
@@ -162,7 +173,6 @@ def describe(data: dict[str, Any]) -> list[tuple[str, str]]:
             f"{compute.get('dtype', '?')} on {compute.get('device', '?')}",
         ),
     ]
-    return lines
 
 
 def _source_line(source: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ VIDEOS = (
     ".3g2 .3gp .asf .avi .dv .f4v .flv .gif .ivf .m2ts .m2v .m4v .mjpeg .mkv .mov .mp4 .mpeg .mpg "
     ".mts .mxf .nut .obu .ogv .rm .ts .vob .webm .wmv .y4m"
 ).split()
+SHAPES = ".glb .gltf .obj .off .ply .stl .xyz .npz".split()
 IMAGES = ".apng .avif .bmp .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split()
 
 
@@ -56,7 +57,13 @@ class _Found:
 def is_media(name: str) -> bool:
     """Whether a file of a folder is to be tokenized, by its name; decoded files are not."""
     stem, suffix = os.path.splitext(name.lower())
-    return suffix in (*VIDEOS, *IMAGES) and not stem.endswith(DECODED)
+    wanted = suffix in (*VIDEOS, *IMAGES, *SHAPES) and suffix != ".npz"  # those hold anything
+    return wanted and not stem.endswith(DECODED)
+
+
+def is_shape(name: str) -> bool:
+    """Whether a file holds a 3D asset, by its name."""
+    return os.path.splitext(name.lower())[1] in SHAPES
 
 
 def is_tokens(name: str) -> bool:

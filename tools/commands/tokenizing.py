@@ -1,4 +1,4 @@
-"""`omnitok tokenize`: videos, images and folders to token files."""
+"""`omnitok tokenize`: videos, images, 3D assets and folders to token files."""
 
 from __future__ import annotations
 
@@ -10,23 +10,32 @@ from typing import Any
 from tools.commands.batch import Outcome, Update, planned, run_jobs
 from tools.commands.loading import load, outline
 from tools.commands.options import add_batch, add_model, rate, seconds, side
-from tools.commands.planning import TOKENS, Job, Plan, is_media, make_plan
+from tools.commands.planning import TOKENS, Job, Plan, is_media, is_shape, make_plan
 from tools.commands.reporting import Report, size_of
+from tools.commands.shaping import default_model, planned_job, tokenize_job
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "tokenize",
-        help="turn videos, images and folders of them into token files",
+        help="turn videos, images, 3D assets and folders of them into token files",
         description="Writes talk.omni.safetensors for talk.mp4, beside it or into OUT. A folder "
-        "stands for all videos and images in it and its subfolders.",
+        "stands for all videos, images and 3D assets in it and its subfolders. Options about "
+        "frames do nothing for 3D assets.",
     )
-    parser.add_argument("inputs", nargs="+", metavar="IN", help="a video, an image or a folder")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="IN", help="a video, an image, a 3D asset or a folder"
+    )
     parser.add_argument(
         "-o", "--output", metavar="OUT", help="a folder, or for one input a .safetensors file"
     )
-    add_model(parser, "tiny", "a name from `omnitok models`, or a weights file (default: tiny)")
+    add_model(
+        parser,
+        None,
+        "a name from `omnitok models`, or a weights file (default: tiny; tiny-3d for 3D assets "
+        "where it is there)",
+    )
     parser.add_argument(
         "--fps", type=rate, metavar="F", help="resample to F frames per second (25, 30000/1001)"
     )
@@ -68,11 +77,14 @@ def run(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
     from video.files import tokenize_file
 
-    tok = load(args.model, args) if any(not job.error for job in plan.jobs) else None
+    names = {args.model or default_model(job.src) for job in plan.jobs if not job.error}
+    loaded = {name: load(name, args) for name in sorted(names)}
 
     def work(job: Job, update: Update) -> Outcome:
-        assert tok is not None
+        tok = loaded[args.model or default_model(job.src)]
         os.makedirs(os.path.dirname(os.path.abspath(job.dst)), exist_ok=True)
+        if is_shape(job.src):
+            return tokenize_job(tok, job, args.overwrite)
         done = tokenize_file(
             tok,
             job.src,
@@ -111,9 +123,11 @@ def _dry_run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
     from omnitok.groups import num_groups
     from video import open_video
 
-    tok = outline(args.model)
+    tok = outline(args.model or "tiny")
 
     def work(job: Job, update: Update) -> Outcome:
+        if is_shape(job.src):
+            return planned_job(job, args.overwrite)
         options = {"fps": args.fps, "size": args.size, "clip": args.clip}
         with open_video(job.src, on_damage=args.on_damage, **options) as reader:
             size = (reader.num_frames, *reader.size)
