@@ -6,37 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from einops import rearrange
-from safetensors import safe_open
-from torch import Tensor
 from torch.nn import functional as F
 
-from omnitok.interop.omnitokenizer_config import EMA_EPS
-from omnitok.interop.omnitokenizer_net import CountedVQ
-from omnitok.quantize import QuantizerConfig
 from tests.parity.omnitokenizer_goldens import (
     ABSENT,
-    COMMITMENT,
-    FOLDER,
     Golden,
     every_case,
     goldens,
     in_token_order,
     load,
-    perplexity,
     reconstruct,
+    same,
     settings,
-    shares,
 )
-
-TOLERANCE = 1e-4
-
-
-def same(got: Tensor, want: Tensor) -> None:
-    if want.is_floating_point():
-        torch.testing.assert_close(got.reshape(want.shape), want, atol=TOLERANCE, rtol=0)
-    else:
-        assert torch.equal(got.reshape(want.shape), want)
 
 
 @every_case()
@@ -90,61 +72,3 @@ def test_every_case_that_is_listed_is_there():
     if not listed:
         pytest.skip(ABSENT)
     assert listed == {(golden.weights.stem, golden.case) for golden in goldens()}
-
-
-PIECES = FOLDER / "training_pieces.safetensors"
-
-
-def piece(start: str) -> dict[str, Tensor]:
-    """Recorded tensors whose names start with `start`, without it."""
-    if not PIECES.exists():
-        pytest.skip(ABSENT)
-    with safe_open(PIECES, "pt") as file:
-        return {
-            n.removeprefix(start): file.get_tensor(n) for n in file.keys() if n.startswith(start)
-        }
-
-
-BUFFERS = {
-    "embeddings": "codebook",
-    "N": "cluster_size",
-    "z_avg": "embed_sum",
-    "codebook_usage": "frequencies",
-}
-
-
-def codebook_of(buffers: dict[str, Tensor]) -> CountedVQ:
-    size, dim = buffers["embeddings"].shape
-    config = QuantizerConfig(
-        kind="vq", dim=dim, codebook_size=size, ema=True, ema_eps=EMA_EPS, ema_restart=False
-    )
-    quantizer = CountedVQ(config).train()
-    quantizer.initialised.fill_(True)
-    for theirs, ours in BUFFERS.items():
-        buffer = getattr(quantizer, ours)
-        buffer.copy_(buffers[theirs].view_as(buffer))
-    return quantizer
-
-
-def test_the_codebook_is_learned_as_published():
-    """Step after step on one object, and every step from its recorded start."""
-    recorded = piece("ema/")
-    going: CountedVQ | None = None
-    for step in sorted({name.split("/")[0] for name in recorded}):
-        want = piece(f"ema/{step}/")
-        before = {name: want[f"before/{name}"] for name in BUFFERS}
-        alone = codebook_of(before)
-        alone._counted = going is not None
-        going = going or codebook_of(before)
-        for quantizer in (going, alone):
-            quantized = quantizer(rearrange(want["z"], "b c t y x -> b t y x c"))
-            assert quantized.codes is not None
-            same(quantized.codes, want["indices"])
-            same(rearrange(quantized.z_q, "b t y x c -> b c t y x"), want["quant_st"])
-            same(COMMITMENT * quantized.losses["commitment"], want["commitment_loss"])
-            same(perplexity(quantized.codes, quantizer.codebook_size), want["perplexity"])
-            same(shares(quantized.codes, quantizer.codebook_size), want["batch_usage"])
-            for theirs, ours in BUFFERS.items():
-                same(getattr(quantizer, ours), want[f"after/{theirs}"])
-            often = quantizer.frequencies > 1 / quantizer.codebook_size
-            same(often.float().mean(), want["avg_usage"])
