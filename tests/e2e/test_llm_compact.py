@@ -9,8 +9,8 @@ import torch
 from llm_models import IMAGE, MAKERS, VIDEO, Tiny
 from torch import Tensor
 
-from video.compress import Plan
-from video.llm import FORMS, check, compact, compact_call, keep_every
+from video.compress import METHODS, Plan
+from video.llm import FORMS, INSIDE, check, compact, compact_call, keep_every
 from video.llm.encode import encode
 from video.llm.tower import tower_of, window_order
 
@@ -294,3 +294,15 @@ def test_attention_of_a_tower_that_sorts_by_windows_is_put_in_order(
     assert sorted_by.tolist() != list(range(64))
     assert [a.shape for a in got] == [(2, 16, 16)] * 2
     torch.testing.assert_close(torch.stack(got), torch.stack(expected), atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", sorted({*METHODS} - {*INSIDE}))
+@pytest.mark.parametrize("name", ["llava_next_video", "qwen3_vl"])
+def test_every_method_keeps_its_budget_in_a_model(name: str, method: str) -> None:
+    tiny = MAKERS[name]()
+    inputs = two(tiny)
+    with compact(tiny.model, method, 0.25) as report:
+        words = tiny.model.generate(**inputs, **GREEDY)
+    assert words.shape[1] == inputs["input_ids"].shape[1] + 4
+    assert [plan.num_out for plan in report.plans] == [4, 4]
+    assert (report.tokens, report.kept) == (32, 8)

@@ -148,7 +148,8 @@ class Compact:
             )
         self.model, self.method, self.budget = model, method, budget
         self.positions, self.modalities, self.options = positions, modalities, options
-        self.needs = METHODS[method].needs if isinstance(method, str) and method in METHODS else ()
+        known = METHODS.get(method) if isinstance(method, str) else None
+        self.needs, self.matrix = (known.needs, known.matrix) if known else ((), False)
         self.report = Report()
         self.inside: Inside | None = None
         if isinstance(method, str) and method in INSIDE:
@@ -204,7 +205,7 @@ class Compact:
             raise ValueError(f"attention_mask is {list(mask.shape)}; compact needs [B, L]")
         attended = torch.ones_like(ids) if mask is None else mask
         watched = tuple(self.modalities) if "attention" in self.needs else ()
-        self.encoded = encoded = encode(self.model, self.form, inputs, watched)
+        self.encoded = encoded = encode(self.model, self.form, inputs, watched, self.matrix)
         report = self.report
         report.tokens, report.kept, report.seconds, report.plans = 0, 0, 0.0, []
         report.places = int(attended.sum())

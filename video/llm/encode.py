@@ -98,7 +98,11 @@ def encoder_arguments(model: Any, modality: str) -> list[str]:
 
 
 def encode(
-    model: Any, form: Form, inputs: dict[str, Any], attention: tuple[str, ...] = ()
+    model: Any,
+    form: Form,
+    inputs: dict[str, Any],
+    attention: tuple[str, ...] = (),
+    matrix: bool = False,
 ) -> dict[str, Encoded]:
     """Run the vision tower on the images and videos of a call.
 
@@ -107,6 +111,7 @@ def encode(
         form: How it takes visual tokens.
         inputs: Arguments of `forward` or `generate`.
         attention: Modalities whose attention in the tower is wanted.
+        matrix: Whether that of every query is, even where there is a class token.
 
     Raises:
         ValueError: Ids are missing, or have not one placeholder for each token.
@@ -145,7 +150,7 @@ def encode(
             form=kind,
             attention=[]
             if watch is None
-            else _attention(model, form, modality, grids, watch, inputs),
+            else _attention(model, form, modality, grids, watch, inputs, matrix),
         )
     return encoded
 
@@ -157,6 +162,7 @@ def _attention(
     grids: list[tuple[int, Grid | None]],
     watch: Watch,
     inputs: dict[str, Any],
+    matrix: bool,
 ) -> list[Tensor]:
     """What the tower attended to, for each clip."""
     frames: list[tuple[int, int]] = []
@@ -172,7 +178,8 @@ def _attention(
     order = window_order(model, inputs[f"{modality}_grid_thw"]) if form.mrope else None
     tokens = []
     for a, frame in zip(seen, frames, strict=True):
-        a = of_tokens(a, frame, form.mrope, model.config.model_type == "llava_onevision")
+        bilinear = model.config.model_type == "llava_onevision"
+        a = of_tokens(a, frame, form.mrope, bilinear, matrix)
         if order is not None:
             back = order[: len(a)].argsort()
             a, order = a[back][:, back], order[len(a) :]

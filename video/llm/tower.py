@@ -102,7 +102,9 @@ def watched(model: Any) -> Iterator[Watch]:
         tower.config._attn_implementation = before
 
 
-def of_tokens(frame_nn: Tensor, grid: tuple[int, int], merged: bool, bilinear: bool) -> Tensor:
+def of_tokens(
+    frame_nn: Tensor, grid: tuple[int, int], merged: bool, bilinear: bool, matrix: bool = False
+) -> Tensor:
     """Take attention over patches to attention over tokens.
 
     Args:
@@ -110,9 +112,10 @@ def of_tokens(frame_nn: Tensor, grid: tuple[int, int], merged: bool, bilinear: b
         grid: Rows and columns of tokens.
         merged: Patches of a token follow each other; otherwise patches are in raster order.
         bilinear: Tokens are resampled patches; otherwise means of them.
+        matrix: Leave a class token out.
 
     Returns:
-        [N] what the class token pays, or [N, N] where there is none.
+        [N] what the class token pays, or [N, N] where there is none, or for `matrix`.
     """
     h, w = grid
     has_class = math.isqrt(len(frame_nn)) ** 2 != len(frame_nn) and not merged
@@ -129,10 +132,10 @@ def of_tokens(frame_nn: Tensor, grid: tuple[int, int], merged: bool, bilinear: b
         )
         pool = tokens.view(n, h * w).T
     pool = pool / pool.sum(1, keepdim=True)
-    if has_class:
+    if has_class and not matrix:
         row = pool @ frame_nn[0, 1:]
         return row / row.sum()
-    tokens = pool @ frame_nn @ pool.T
+    tokens = pool @ frame_nn[has_class:, has_class:] @ pool.T
     return tokens / tokens.sum(1, keepdim=True)
 
 
