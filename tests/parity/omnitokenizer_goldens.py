@@ -129,7 +129,10 @@ def load(weights: Path, explicit: bool) -> OmniTokenizer:
 
 @contextmanager
 def listening(model: OmniTokenizerNet) -> Iterator[dict[str, Tensor]]:
-    """What the network computes on the way, by the names of the recorded tensors."""
+    """What the network computes on the way, by the names of the recorded tensors.
+
+    Branches of blocks only with a graph: without one they work on a few sequences at a time.
+    """
     heard: dict[str, Tensor] = {}
     hooks = []
 
@@ -154,7 +157,7 @@ def listening(model: OmniTokenizerNet) -> Iterator[dict[str, Tensor]]:
         listen(half.temporal, f"{side}_temporal", "(b y x) t d")
         for axis in ("spatial", "temporal"):
             for i, block in enumerate(getattr(half, axis).blocks):
-                for theirs, ours in BRANCHES.items():
+                for theirs, ours in BRANCHES.items() if torch.is_grad_enabled() else ():
                     if getattr(block, ours) is not None:
                         listen(getattr(block, ours), f"blk.{side}_{axis}.{i}.{theirs}")
     yield heard
