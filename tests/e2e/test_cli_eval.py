@@ -22,7 +22,7 @@ SMALL = ("--frames", 6, "--size", 32)
 
 @pytest.fixture(autouse=True)
 def _few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(eval_methods, "DRAWS", 5)
+    monkeypatch.setattr(eval_methods, "DRAWS", 3)
 
 
 @pytest.fixture(scope="module")

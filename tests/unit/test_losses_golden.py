@@ -11,7 +11,7 @@ from omnitok.losses.adversarial import discriminator_loss
 from omnitok.losses.discriminator import PatchDiscriminator
 from omnitok.losses.perceptual import lpips
 from omnitok.losses.trunk import Trunk, shapes
-from omnitok.metrics.distance import frechet_distance
+from omnitok.metrics.distance import Samples, frechet_distance
 from tools.commands.eval_data import fit
 from tools.commands.protocol import Protocol
 
@@ -85,7 +85,10 @@ def test_lpips_equals_the_published_one_on_drawn_weights(pieces):
 
 
 def test_a_frechet_distance_equals_published_ones(pieces):
-    found = frechet_distance(pieces["frechet/x1"], pieces["frechet/x2"])
+    sets = Samples(), Samples()
+    for samples, name in zip(sets, ("x1", "x2"), strict=True):
+        samples.add(pieces[f"frechet/{name}"])
+    found = frechet_distance(*sets)
     assert found == pytest.approx(float(pieces["frechet/fid_style"]), rel=1e-6)
     assert found == pytest.approx(float(pieces["frechet/fvd_style"]), rel=2e-5)
 

@@ -12,7 +12,8 @@ from small_networks import save_network
 
 from omnitok.checkpoint import CheckpointError
 from omnitok.losses.trunk import NETWORK_KEY
-from omnitok.metrics.distance import TooFewError, frechet_distance, kernel_distance
+from omnitok.metrics import distance
+from omnitok.metrics.distance import Samples, TooFewError, frechet_distance, kernel_distance
 from omnitok.metrics.features import clip_features, cut, load_mobilenet
 from omnitok.metrics.probe import accuracy, pool_latents, split
 from tools.feature_nets import SHA256, folder
@@ -89,25 +90,33 @@ def test_features_of_clips_are_means_and_mean_changes(network):
     assert still[0, 1280:].abs().max() == 0
 
 
+def samples(x: torch.Tensor, parts: int = 1) -> Samples:
+    found = Samples()
+    for part in x.tensor_split(parts):
+        found.add(part)
+    return found
+
+
 def test_a_frechet_distance_of_known_gaussians():
     random = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 3, generator=random).double()
     x = (x - x.mean(0)) @ torch.linalg.inv(torch.linalg.cholesky(x.T.cov())).T  # exactly white
     scale, shift = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([1.0, 0.0, -2.0]).double()
     # commuting covariances: the squared distance of means and of standard deviations
-    assert frechet_distance(x, x * scale + shift) == pytest.approx(5 + 0 + 1 + 4, rel=1e-9)
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    moved = samples(x * scale + shift, parts=7)
+    assert frechet_distance(samples(x), moved) == pytest.approx(5 + 0 + 1 + 4, rel=1e-9)
+    assert frechet_distance(samples(x), samples(x)) == pytest.approx(0, abs=1e-9)
     a, b = x @ torch.randn(2, 3, 3, generator=random).double()
     products = torch.linalg.eigvals(a.T.cov() @ b.T.cov()).real
     wanted = a.T.cov().trace() + b.T.cov().trace() - 2 * products.sqrt().sum()
-    assert frechet_distance(a, b) == pytest.approx(float(wanted), rel=1e-6)
+    assert frechet_distance(samples(a), samples(b)) == pytest.approx(float(wanted), rel=1e-6)
 
 
 def test_too_few_samples_for_a_covariance_are_refused():
     with pytest.raises(TooFewError, match=r"5 samples are too few for a covariance of 3 features"):
-        frechet_distance(torch.zeros(5, 3), torch.zeros(6, 3))
+        frechet_distance(samples(torch.zeros(5, 3)), samples(torch.zeros(6, 3)))
     with pytest.raises(TooFewError, match="1 samples"):
-        kernel_distance(torch.zeros(1, 3), torch.zeros(1, 3))
+        kernel_distance(samples(torch.zeros(1, 3)), samples(torch.zeros(1, 3)))
 
 
 def test_a_kernel_distance_is_that_of_its_definition():
@@ -119,15 +128,27 @@ def test_a_kernel_distance_is_that_of_its_definition():
     pairs = [(i, j) for i in range(5) for j in range(5) if i != j]
     wanted = sum(kernel(a[i], a[j]) + kernel(b[i], b[j]) for i, j in pairs) / 20
     wanted -= 2 * sum(kernel(a[i], b[j]) for i, j in pairs) / 20
-    assert kernel_distance(a, b) == pytest.approx(wanted)
-    assert kernel_distance(a, a) == pytest.approx(0, abs=1e-12)
+    assert kernel_distance(samples(a), samples(b)) == pytest.approx(wanted)
+    assert kernel_distance(samples(a), samples(a)) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_kernel_distance_of_many_samples_is_small_for_the_same_and_large_for_others():
     random = torch.Generator().manual_seed(0)
     a, b, far = torch.randn(3, 2500, 8, generator=random)
-    assert abs(kernel_distance(a, b)) < 0.02
-    assert kernel_distance(a, far + 1) > 1
+    assert abs(kernel_distance(samples(a), samples(b))) < 0.02
+    assert kernel_distance(samples(a), samples(far + 1)) > 1
+
+
+def test_samples_are_thinned_evenly_and_alike_however_they_come(monkeypatch):
+    monkeypatch.setattr(distance, "KEPT", 10)
+    x = torch.arange(37.0)[:, None]
+    for parts in (1, 5, 37):
+        found = samples(x, parts)
+        assert found.count == 37
+        assert found.kept[:, 0].tolist() == [0, 4, 8, 12, 16, 20, 24, 28, 32, 36]
+        mean, covariance = found.gaussian()
+        torch.testing.assert_close(mean, x.double().mean(0))
+        torch.testing.assert_close(covariance, x.double().T.cov()[None, None])
 
 
 def test_a_linear_probe_finds_what_is_linear_and_only_guesses_the_rest():

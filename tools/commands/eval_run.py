@@ -79,11 +79,13 @@ def evaluate(
                 continue
             finally:
                 progress.finish()
-            originals.setdefault(item.kind, Features()).add(features)
+            originals.setdefault(item.kind, Features()).add(features, item.kind)
             for method, score, own, codes in entries:
                 tally = tallies.setdefault((item.kind, method.name), _tally(method))
-                tally.add(item.name, score, own, codes)
-            best = ", ".join(f"{m.name} {s.psnr:.2f} dB" for m, s, _, _ in entries if m.base)
+                tally.add(item, score, own, codes)
+            best = ", ".join(
+                f"{m.name} {s.psnr:.2f} dB" for m, s, _, _ in entries if m.name == m.model
+            )
             report.note(f"{number + 1}/{len(sources)} {item.name}: {best}")
     for kind in ("video", "image"):
         for method in methods:

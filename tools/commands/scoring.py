@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,35 +163,34 @@ def _decibels(mse: float, most: float) -> float:
     return min(most, 10 * math.log10(255**2 / mse)) if mse else most
 
 
-@dataclass
 class Features:
     """Features of many clips."""
 
-    pictures: list[Tensor] = field(default_factory=list)
-    clips: list[Tensor] = field(default_factory=list)
+    def __init__(self) -> None:
+        from omnitok.metrics.distance import Samples
 
-    def add(self, pair: tuple[Tensor, Tensor] | None) -> None:
-        """Keep those of a clip."""
+        self.sets = {"pictures": Samples(), "clips": Samples()}
+
+    def add(self, pair: tuple[Tensor, Tensor] | None, kind: str) -> None:
+        """Count those of a clip, or of a picture, which is no clip."""
         if pair is not None:
-            self.pictures.append(pair[0])
-            self.clips.append(pair[1])
+            self.sets["pictures"].add(pair[0])
+            if kind == "video":
+                self.sets["clips"].add(pair[1])
 
     def distances(self, other: Features, kind: str, notes: list[str]) -> dict[str, float | None]:
         """Fréchet and kernel distances of pictures, and of clips if there are any."""
-        import torch
-
         from omnitok.metrics.distance import TooFewError, frechet_distance, kernel_distance
 
         found: dict[str, float | None] = {}
-        for what in ("pictures", "clips"):
-            own, wanted = (getattr(features, what) for features in (self, other))
+        for what, own in self.sets.items():
             for name, distance in (("frechet", frechet_distance), ("kernel", kernel_distance)):
                 key = f"{name}_{what}"
                 found[key] = None
-                if not own or (what == "clips" and kind == "image"):
+                if not own.count:
                     continue
                 try:
-                    found[key] = distance(torch.cat(own), torch.cat(wanted))
+                    found[key] = distance(own, other.sets[what])
                 except TooFewError as error:
                     spoken = {"frechet": "Fréchet"}.get(name, name)
                     note = f"no {spoken} distance of {kind} {what}: {error}"
@@ -210,14 +209,14 @@ class Tally:
 
     def add(
         self,
-        name: str,
+        item: Item,
         score: Score,
         features: tuple[Tensor, Tensor] | None,
         codes: Tensor | None,
     ) -> None:
         """Count a clip."""
-        self.scores[name] = score
-        self.features.add(features)
+        self.scores[item.name] = score
+        self.features.add(features, item.kind)
         if self.book is not None and codes is not None:
             self.book.add(codes)
 
