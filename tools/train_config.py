@@ -12,7 +12,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from omnitok.train.config import ConfigError, TrainConfig, from_dict
+from tools.feature_nets import folder as features
 
+OmegaConf.register_new_resolver("features", lambda name: str(features() / f"{name}.safetensors"))
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 

@@ -43,7 +43,7 @@ def plan_run(
             for _ in range(2):  # the first time pays for buffers
                 batch = sampler[number]
                 begin = time.monotonic()
-                result, _ = run_batch(network, batch, losses, device, 0, config.autocast)
+                result, _ = run_batch(network, model, batch, losses, device, 0, config.autocast)
                 result.total.backward()  # type: ignore[no-untyped-call]
                 seconds = time.monotonic() - begin
             rows.append(

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnitok.config import PlanesConfig
 from omnitok.metrics.validation import clip_psnr
 from omnitok.pixels import to_float, to_uint8
 from omnitok.train.config import ConfigError, DatasetConfig, TrainConfig, ValidationConfig
-from omnitok.train.network import Model, Network
+from omnitok.train.network import Model, Network, build_model
 from omnitok.train.sampler import Item
 from video import VideoError, write
 from video.data.crops import centre_clip
@@ -23,12 +24,24 @@ SHOWN = 4  # clips of each set that pictures are kept of
 
 def find_data(config: TrainConfig) -> dict[str, Mapping[str, Sequence[Item]]]:
     """The files of every dataset of a run, by name and kind."""
-    return {name: find_all(dataset) for name, dataset in config.data.items()}
+    planes = getattr(build_model(config.model, None).config, "planes", None)
+    return {name: _find_all(dataset, planes) for name, dataset in config.data.items()}
 
 
-def find_all(dataset: DatasetConfig) -> dict[str, Sequence[Item]]:
-    """Pictures and videos of a dataset."""
-    return dict[str, Any](find_items(dataset))
+def _find_all(dataset: DatasetConfig, planes: PlanesConfig | None) -> dict[str, Sequence[Item]]:
+    """Pictures and videos of a dataset, and meshes if the model takes them."""
+    meshes: list[Any] = []
+    if planes is not None and Path(dataset.path).is_dir():
+        from shapes.items import find_shapes
+
+        meshes = find_shapes(Path(dataset.path), planes)
+    try:
+        found: dict[str, Sequence[Item]] = dict[str, Any](find_items(dataset))
+    except ConfigError:
+        if not meshes:
+            raise
+        found = {}
+    return {**found, "meshes": meshes} if meshes else found
 
 
 class Validator:
@@ -80,7 +93,7 @@ class Validator:
             for n, clip in enumerate(clips):
                 x = to_float(clip[None].to(self.device), torch.float32)
                 with torch.autocast(self.device.type, torch.bfloat16):
-                    recon = network(x).recon.float()
+                    recon = network(x)[0].recon.float()
                 values.append(float(clip_psnr(recon, x)))
                 if n < SHOWN:
                     self._draw(f"{name}-{n}", step, clip, to_uint8(recon[0]).cpu())

@@ -152,7 +152,8 @@ class DatasetConfig:
 
     Attributes:
         path: A folder (searched through), a memory-mapped corpus, a webdataset .tar or a folder of
-            them, or a .csv or .parquet list with a column "path".
+            them, or a .csv or .parquet list with a column "path" and perhaps "weight" and
+            "embedding" (a .npy file of the caption).
         format: "auto", "folder", "corpus", "tar" or "list".
         part: "all"; or "train" or "val", which share the files: each file's name decides, about
             one in `1 / holdout` goes to "val".

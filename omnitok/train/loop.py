@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnitok.checkpoint import load_checkpoint, save_checkpoint
+from omnitok.checkpoint import save_checkpoint
 from omnitok.losses import LossSet
-from omnitok.model import Autoencoder
-from omnitok.pixels import to_float
 from omnitok.train.config import ConfigError, TrainConfig, differences
 from omnitok.train.log import Log
 from omnitok.train.network import (
@@ -23,20 +21,16 @@ from omnitok.train.network import (
     Network,
     Objectives,
     blocks_of,
-    build_model,
     run_batch,
     share_noise,
     stack_checkpointing,
 )
 from omnitok.train.optim import Average, Optimizer, clip_gradients, schedule_of
 from omnitok.train.parallel import World, join, put, spread, whole
-from omnitok.train.pca import start_as_pca
 from omnitok.train.sampler import Batch, Item, Sampler, load
+from omnitok.train.stages import StageModels
 from omnitok.train.state import Checkpoints, pack, unpack
-from omnitok.train.transition import move_over
 
-PCA_BATCHES = 48  # that the first weights are fitted to
-FIT_BATCHES = 8  # that a new bottleneck is fitted to
 Values = dict[str, Any]
 
 
@@ -85,6 +79,7 @@ class Trainer:
         self.config, self.out, self.hooks = config, Path(out), hooks or Hooks()
         self.world = world or join()
         self.sampler = Sampler(config, items, (self.world.rank, self.world.size))
+        self.models = StageModels(config, Sampler(config, items), self.world.device)
         self.notes: list[str] = []
         self.step, self.seconds, self.waited, self.best = 0, 0.0, 0.0, -math.inf
         self.broken: dict[str, str] = {}
@@ -94,42 +89,12 @@ class Trainer:
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
         saved = self.checkpoints.load()
         if saved is None:
-            self._adopt(0, self._first_model())
+            self._adopt(0, self.models.first())
         else:
             self._resume(*saved)
         self.log = Log(self.out, self.step) if self.world.is_first else None
 
     # the model of a stage
-
-    def _quantizer_of(self, number: int) -> Mapping[str, Any] | None:
-        given = [s.quantizer for s in self.config.stages[: number + 1] if s.quantizer is not None]
-        return given[-1] if given else None
-
-    def _fresh(self, number: int) -> Model:
-        return build_model(self.config.model, self._quantizer_of(number)).to(self.world.device)
-
-    def _first_model(self) -> Model:
-        model = self._fresh(0)
-        if self.config.start_from is not None:
-            start, _ = load_checkpoint(self.config.start_from, device=self.world.device)
-            self._move(start, model, 0)
-        elif isinstance(model, Autoencoder):
-            start_as_pca(model, self._clips(PCA_BATCHES))
-        return model
-
-    def _clips(self, count: int, first: int = 0) -> Iterable[Tensor]:
-        """Clips of batches spread from number `first` to the end, the same on every process."""
-        whole_batches = Sampler.__new__(Sampler)
-        whole_batches.__dict__ = {**self.sampler.__dict__, "share": (0, 1)}
-        stride = max(1, (len(self.sampler) - first) // count)
-        for number in range(first, len(self.sampler), stride):
-            if self.sampler.source_of(number).kind != "meshes":
-                pixels = whole_batches[number].tensors["pixels"]
-                yield to_float(pixels.to(self.world.device), torch.float32)
-
-    def _move(self, old: Model, new: Model, stage: int) -> None:
-        first = self.sampler.first_of(sum(s.steps for s in self.config.stages[:stage]))
-        move_over(old, new, self._clips(FIT_BATCHES, first))
 
     def _adopt(self, number: int, model: Model) -> None:
         """Make a model, equal on every process, the one that trains in a stage."""
@@ -160,12 +125,10 @@ class Trainer:
         """Go from one stage to the next: new parts, what is frozen, moments kept."""
         before = pack(self.model, self.optimizer, self.average)
         heads = self.optimizer.head_state()
-        old = self._fresh(self.stage)
+        old = self.models.fresh(self.stage)
         old.load_state_dict(before["model"])
-        new = self._fresh(number)
-        self._move(old, new, number)
+        new, kept = self.models.grow(old, number)
         self._adopt(number, new)
-        kept = {n for n, p in new.named_parameters() if _same(before["model"].get(n), p)}
         for name, parameter in self.model.named_parameters():
             if name in kept:
                 put(self.average.values[name], before["average"][name])
@@ -189,7 +152,13 @@ class Trainer:
             torch.manual_seed(hash((config.seed, self.step, m)) % 2**63)  # noise, random frames
             losses = self.objectives.of(stage, stage.mix[batch.source])
             result, inputs = run_batch(
-                self.network, batch, losses, self.world.device, inside, config.autocast
+                self.network,
+                self.model,
+                batch,
+                losses,
+                self.world.device,
+                inside,
+                config.autocast,
             )
             (result.total / stage.accumulate).backward()  # type: ignore[no-untyped-call]
             terms = {"loss": result.total.detach(), **result.terms}
@@ -321,7 +290,7 @@ class Trainer:
         values = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
         if self.average.decay:
             values |= {name: whole(tensor) for name, tensor in self.average.values.items()}
-        model = self._fresh(self.stage)
+        model = self.models.fresh(self.stage)
         model.load_state_dict(values)
         return model.eval().requires_grad_(False)
 
@@ -362,14 +331,10 @@ class Trainer:
                 f"the run was on {state['world']} processes and goes on with {self.world.size}: "
                 "the same batches, shared otherwise; sums round differently"
             )
-        self._adopt(state["stage"], self._fresh(state["stage"]))
+        self._adopt(state["stage"], self.models.fresh(state["stage"]))
         unpack(state, self.model, self.optimizer, self.average)
         self.objectives.load_state_dict(state["objectives"])
         self.optimizer.load_head_state(state["heads"])
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
         self.step, self.seconds, self.best = step, state["seconds"], state["best"]
-
-
-def _same(old: Tensor | None, new: Tensor) -> bool:
-    return old is not None and old.shape == new.shape

@@ -12,6 +12,7 @@ from omnitok.config import TokenizerConfig
 from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
 from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from omnitok.losses import LossInputs, LossResult, LossSet, build
+from omnitok.losses.teachers import ImageEncoder
 from omnitok.model import Autoencoder
 from omnitok.pixels import to_float
 from omnitok.planes import PlaneBatch
@@ -70,9 +71,24 @@ class Network(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
+        self._encoded = torch.empty(0)
+        model.to_latent.register_forward_pre_hook(self._keep)
 
-    def forward(self, given: Tensor | PlaneBatch) -> Any:
-        """Clips in [-1, 1] to a `Reconstruction`, 3D assets to a `PlaneResult`."""
+    def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
+        self._encoded = inputs[0]
+
+    def forward(self, given: Tensor | PlaneBatch) -> tuple[Any, Tensor]:
+        """Clips in [-1, 1] to a `Reconstruction`, 3D assets to a `PlaneResult`.
+
+        Returns:
+            That, and [B, N, D] the tokens of the encoder.
+        """
+        result = self._run(given)
+        encoded = self._encoded.flatten(1, -2)
+        self._encoded = torch.empty(0)
+        return result, encoded
+
+    def _run(self, given: Tensor | PlaneBatch) -> Any:
         if isinstance(given, PlaneBatch):
             assert isinstance(self.model, Autoencoder)  # the others have no meshes in their mix
             return self.model.forward_planes(given)
@@ -94,6 +110,12 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     """All transformer blocks."""
     stacks = [m for m in model.modules() if hasattr(m, "gradient_checkpointing")]
     return [block for stack in stacks for block in stack.blocks]  # type: ignore[union-attr]
+
+
+def _last_layer(model: Model, frames: int) -> Tensor:
+    """The weight that makes the pixels: of moving patches, or of still ones."""
+    heads = model if isinstance(model, Autoencoder) else model.decoder
+    return (heads.head if frames > 1 else heads.head_first).weight
 
 
 def stack_checkpointing(model: nn.Module, on: bool) -> None:
@@ -120,12 +142,8 @@ class Objectives:
                 if source.kind == "meshes":
                     self._planes[repr(losses)] = losses
                 elif repr(losses) not in self.sets:
-                    configs = {
-                        name: dict(value) if isinstance(value, Mapping) else {"weight": value}
-                        for name, value in losses.items()
-                    }
                     try:
-                        built = build(configs)
+                        built = _build(losses)
                     except ValueError as error:
                         raise ConfigError(f"stage {stage.name!r}: {error}") from error
                     self.sets[repr(losses)] = built.to(device)
@@ -153,8 +171,19 @@ class Objectives:
             losses.load_state_dict(values)
 
 
+def _build(losses: Mapping[str, Any]) -> LossSet:
+    """Losses from {name: weight} or {name: settings}; "distill" also names its `teacher` folder."""
+    configs = {
+        name: dict(value) if isinstance(value, Mapping) else {"weight": value}
+        for name, value in losses.items()
+    }
+    folder = configs.get("distill", {}).pop("teacher", None)
+    return build(configs, teacher=None if folder is None else ImageEncoder(folder))
+
+
 def run_batch(
     network: nn.Module,
+    model: Model,
     batch: Batch,
     losses: LossSet | Mapping[str, float],
     device: torch.device,
@@ -163,13 +192,22 @@ def run_batch(
 ) -> tuple[LossResult, LossInputs | None]:
     """Forward pass and losses of one batch.
 
+    Args:
+        network: The model as a `Network`, wrapped or not.
+        model: The same, bare.
+        batch: What it sees.
+        losses: What it is asked for.
+        device: Where to compute.
+        step: Of the stage.
+        autocast: Whether to compute in bfloat16 where that is safe.
+
     Returns:
         The losses, and for clips what a discriminator looks at.
     """
     if batch.kind == "meshes":
         planes = PlaneBatch(**batch.tensors).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            result = network(planes)
+            result, _ = network(planes)
         terms = {**result.losses, **result.quantized.losses}
         assert isinstance(losses, Mapping)
         if missing := sorted(set(losses) - set(terms)):
@@ -179,7 +217,16 @@ def run_batch(
     pixels = batch.tensors["pixels"].to(device, non_blocking=True)
     clips = to_float(pixels, torch.float32)
     with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        result = network(clips)
-    inputs = LossInputs(result.recon, clips, result.quantized, step=step)
+        result, encoded = network(clips)
+    text = batch.tensors.get("text")
+    inputs = LossInputs(
+        result.recon,
+        clips,
+        result.quantized,
+        encoded,
+        None if text is None else text.to(device),
+        _last_layer(model, clips.shape[2]),
+        step,
+    )
     assert isinstance(losses, LossSet)
     return losses(inputs), inputs

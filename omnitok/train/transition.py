@@ -21,7 +21,8 @@ from omnitok.train.network import Model
 RIDGE = 1e-4  # of the mean variance: keeps the fits finite where channels are empty
 LOW_LOGVAR = -8.0
 GAINS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)  # standard deviations of a bottleneck's input to try
-_OWN = ("to_latent.", "from_latent.", "quantizer.")
+OWN = ("to_latent.", "from_latent.", "quantizer.")
+PLANES = "planes."
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def move_over(old: Model, new: Model, clips: Iterable[Tensor]) -> None:
 
     Args:
         old: Any state; it is left as it is.
-        new: The same but for its bottleneck.
+        new: The same but for its bottleneck; it may also have a 3D stage, which is left as it is.
         clips: [B, 3, T, H, W] in [-1, 1] to fit the new projections to; not used where the
             bottlenecks are alike.
 
@@ -39,12 +40,14 @@ def move_over(old: Model, new: Model, clips: Iterable[Tensor]) -> None:
     """
     before, after = old.state_dict(), new.state_dict()
     alike = old.config.quantizer == new.config.quantizer
-    kept = {n: t for n, t in before.items() if alike or not n.startswith(_OWN)}
-    for name in sorted(set(kept) | {n for n in after if alike or not n.startswith(_OWN)}):
+    added = () if any(n.startswith(PLANES) for n in before) else (PLANES,)
+    own = (*(() if alike else OWN), *added)
+    kept = {n: t for n, t in before.items() if not n.startswith(own)}
+    for name in sorted(set(kept) | {n for n in after if not n.startswith(own)}):
         if name not in kept or name not in after or kept[name].shape != after[name].shape:
             raise CheckpointError(
                 f"the weights to start from do not fit the new model at {name!r}; only the "
-                "bottleneck may differ"
+                "bottleneck may differ, and a 3D stage be added"
             )
     new.load_state_dict({**after, **kept})
     if not alike:

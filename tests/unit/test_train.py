@@ -111,11 +111,11 @@ def discrete(steps=20, switch=10, quantizer=FSQ):
 def test_a_stage_may_bring_a_new_bottleneck_and_the_loss_does_not_jump(corpus, tmp_path):
     fine = {"kind": "fsq", "dim": 16, "levels": [13] * 16}  # as many channels as before
     run = stop_after(tmp_path, corpus, 10, discrete(quantizer=fine))
-    clips = list(run._clips(8))
+    clips = list(run.models._clips(8))
     before = run.model.eval()
     run.model.train()
-    fitted = run._fresh(1)
-    run._move(before, fitted, 1)
+    fitted = run.models.fresh(1)
+    run.models._move(before, fitted, 1)
     fresh = Autoencoder(fitted.config)
     kept = {n: t for n, t in before.state_dict().items() if "latent" not in n}
     fresh.load_state_dict({**fresh.state_dict(), **kept})

@@ -83,16 +83,13 @@ def _train(config: TrainConfig, args: argparse.Namespace, report: Report) -> int
     world = join(args.device)
     out = Path(args.out)
     validate = Validator(config, out, world.device) if world.is_first else None
-    if validate is not None:
-        for note in validate.notes:
-            report.note(note)
     hooks = Hooks(
         on_step=_bar(config, report),
         on_broken=lambda name, reason: report.error(f"passed over {name}: {reason}"),
         validate=validate,
     )
     trainer = Trainer(config, out, find_data(config), world, hooks)
-    for note in trainer.notes:
+    for note in (*(validate.notes if validate is not None else ()), *trainer.notes):
         report.note(note)
     if trainer.step:
         report.note(f"going on at step {trainer.step} of {config.steps}")

@@ -25,7 +25,7 @@ def span(rng: Rng, total: int, frames: int, step: float) -> np.ndarray[Any, np.d
         frames: How many to pick.
         step: Distance between two of them, in frames.
     """
-    offsets = np.floor(np.arange(frames) * step + 1e-6).astype(np.int64)
+    offsets = np.floor(np.arange(frames) * step + 0.5).astype(np.int64)
     start = int(rng.integers(max(1, total - int(offsets[-1]))))
     wave = (start + offsets) % max(1, 2 * (total - 1))
     return np.asarray(np.minimum(wave, 2 * (total - 1) - wave) if total > 1 else 0 * wave)

@@ -97,9 +97,9 @@ def _tars(path: Path) -> Items:
         try:
             with tarfile.open(archive, "r:") as tar:
                 files += [
-                    TarItem(m.name, 1.0, str(archive), m.offset_data, m.size)
+                    TarItem(m.name, 1.0, None, str(archive), m.offset_data, m.size)
                     for m in tar
-                    if m.isfile()
+                    if m.isfile() and os.path.basename(m.name)[0] != "."
                 ]
         except (tarfile.TarError, OSError) as error:
             raise ConfigError(f"{archive} is no tar archive that can be read ({error})") from error
@@ -112,7 +112,14 @@ def _listed(path: Path) -> Items:
     for row in rows:
         if not row.get("path"):
             raise ConfigError(f"{path} has no column 'path' with a file in every row")
-        files.append(FileItem(str(path.parent / row["path"]), float(row.get("weight") or 1)))
+        vector = row.get("embedding")
+        files.append(
+            FileItem(
+                str(path.parent / row["path"]),
+                float(row.get("weight") or 1),
+                str(path.parent / vector) if vector else None,
+            )
+        )
     return _sort(files)
 
 

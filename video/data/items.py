@@ -102,10 +102,28 @@ class ArrayItem(PixelItem):
 
 @dataclass
 class FileItem(PixelItem):
-    """A picture or video file, decoded when it is drawn: only around the frames asked for."""
+    """A picture or video file, decoded when it is drawn: only around the frames asked for.
+
+    Attributes:
+        name: The file.
+        weight: How often to draw it, relative to the others.
+        embedding: A .npy file with the embedding of its caption.
+    """
 
     name: str
     weight: float = 1.0
+    embedding: str | None = None
+
+    def sample(self, rng: Rng, source: SourceConfig, size: Size) -> dict[str, Tensor]:
+        """A random crop, and the embedding of the caption if there is one."""
+        sample = super().sample(rng, source, size)
+        if self.embedding is not None:
+            try:
+                vector = np.load(self.embedding, allow_pickle=False)
+            except (OSError, ValueError) as error:
+                raise SampleError(f"{self.embedding} is no array ({error})") from error
+            sample["text"] = torch.from_numpy(vector).float()
+        return sample
 
     def num_frames(self) -> int:
         """Length in frames."""

@@ -1,0 +1,104 @@
+"""The models of a run's stages: how the first begins, and each next one grows out of the last."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnitok.checkpoint import load_checkpoint
+from omnitok.model import Autoencoder
+from omnitok.pixels import to_float
+from omnitok.planes_start import start_planes
+from omnitok.train.config import TrainConfig
+from omnitok.train.network import Model, build_model
+from omnitok.train.pca import start_as_pca
+from omnitok.train.sampler import Sampler
+from omnitok.train.transition import OWN, PLANES, move_over
+
+PCA_BATCHES = 48  # that the first weights are fitted to
+FIT_BATCHES = 8  # that a new bottleneck is fitted to
+
+
+class StageModels:
+    """Builds models, the same on every process.
+
+    Args:
+        config: The run.
+        sampler: Whole batches of it.
+        device: Where models go.
+    """
+
+    def __init__(self, config: TrainConfig, sampler: Sampler, device: torch.device) -> None:
+        self.config, self.sampler, self.device = config, sampler, device
+
+    def _quantizer_of(self, number: int) -> Mapping[str, Any] | None:
+        given = [s.quantizer for s in self.config.stages[: number + 1] if s.quantizer is not None]
+        return given[-1] if given else None
+
+    def fresh(self, number: int) -> Model:
+        """A model of the shape that a stage trains."""
+        return build_model(self.config.model, self._quantizer_of(number)).to(self.device)
+
+    def first(self) -> Model:
+        """The model that the first stage starts with."""
+        model = self.fresh(0)
+        if self.config.start_from is not None:
+            start, _ = load_checkpoint(self.config.start_from, device=self.device)
+            self._move(start, model, 0)
+        elif isinstance(model, Autoencoder):
+            start_as_pca(model, self._clips(PCA_BATCHES))
+        self._start_planes(model, 0)
+        return model
+
+    def grow(self, old: Model, number: int) -> tuple[Model, set[str]]:
+        """The model that a stage starts with, and the names of weights that it keeps as they were.
+
+        Args:
+            old: As the stage before left it.
+            number: Of the stage.
+        """
+        new = self.fresh(number)
+        self._move(old, new, number)
+        planes = self._start_planes(new, number)
+        before = dict(old.named_parameters())
+        alike = old.config.quantizer == new.config.quantizer
+        kept = {
+            name
+            for name in before
+            if not (planes and name.startswith(PLANES)) and (alike or not name.startswith(OWN))
+        }
+        return new, kept
+
+    def _numbers(self, first: int, count: int, kinds: Collection[str]) -> list[int]:
+        """Batches of these kinds, spread from number `first` to the end of the run."""
+        numbers = range(first, len(self.sampler))
+        fitting = [n for n in numbers if self.sampler.source_of(n).kind in kinds]
+        return fitting[:: max(1, len(fitting) // count)]
+
+    def _clips(self, count: int, first: int = 0) -> Iterable[Tensor]:
+        """Clips of batches from number `first` on, whole ones on every process."""
+        for number in self._numbers(first, count, ("images", "pans", "videos")):
+            pixels = self.sampler[number].tensors["pixels"]
+            yield to_float(pixels.to(self.device), torch.float32)
+
+    def _move(self, old: Model, new: Model, stage: int) -> None:
+        move_over(old, new, self._clips(FIT_BATCHES, self._first_batch_of(stage)))
+
+    def _first_batch_of(self, stage: int) -> int:
+        return self.sampler.first_of(sum(s.steps for s in self.config.stages[:stage]))
+
+    def _start_planes(self, model: Model, number: int) -> bool:
+        """Give the 3D parts their first weights if this stage is the first with meshes."""
+        kinds = [{source.kind for source in s.mix} for s in self.config.stages[: number + 1]]
+        first = "meshes" in kinds[-1] and not any("meshes" in k for k in kinds[:-1])
+        if not (first and isinstance(model, Autoencoder) and model.planes is not None):
+            return False
+        batches = (
+            self.sampler[n]
+            for n in self._numbers(self._first_batch_of(number), PCA_BATCHES, ("meshes",))
+        )
+        start_planes(model, [batch.tensors["raster"] for batch in batches])
+        return True
