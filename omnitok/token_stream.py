@@ -144,6 +144,7 @@ class TokenReader:
         self.source = layout.source
         self.preprocess = layout.preprocess
         self.compute = layout.compute
+        self.plan = layout.plan
         self.placement = layout.placement
         try:
             for _ in self._values():

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from tools.commands import (
     comparing,
+    compressing,
     converting,
     decoding,
     demonstrating,
@@ -35,6 +36,7 @@ COMMANDS = (
     tokenizing,
     decoding,
     inspecting,
+    compressing,
     comparing,
     listing,
     converting,

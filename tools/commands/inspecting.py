@@ -16,6 +16,8 @@ from tools.commands.shaping import inspect_lines
 if TYPE_CHECKING:
     from omnitok.token_stream import TokenReader
 
+SHOWN = 24  # time groups whose tokens are counted on a line
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
@@ -46,7 +48,7 @@ def gather(reader: TokenReader, path: str) -> dict[str, Any]:
 
     info, source = reader.info, reader.source
     frames, height, width = reader.size
-    tokens = math.prod(reader.grid)
+    tokens = math.prod(reader.grid) if reader.plan is None else len(reader.plan.place)
     part = next(iter(reader), None)
     bits_per_token = part.bits_per_token if part is not None else 0.0
     bits = tokens * bits_per_token
@@ -69,6 +71,7 @@ def gather(reader: TokenReader, path: str) -> dict[str, Any]:
         "grid": list(reader.grid),
         "patch": list(info.patch),
         "num_tokens": tokens,
+        "plan": _plan(reader),
         "tokens_per_second": tokens / duration if duration else None,
         "bits_per_token": bits_per_token,
         "bits_per_pixel": bits / pixels if pixels else None,
@@ -97,6 +100,24 @@ def _source_bytes(path: str, uri: str | None) -> int | None:
         return None
     beside = os.path.join(os.path.dirname(path), os.path.basename(uri))
     return os.path.getsize(beside) if os.path.isfile(beside) else None
+
+
+def _plan(reader: TokenReader) -> dict[str, Any] | None:
+    """What a compact file kept."""
+    import torch
+
+    plan = reader.plan
+    if plan is None:
+        return None
+    t, h, w = reader.grid
+    dropped = int((plan.source < 0).sum())
+    return {
+        **plan.facts(),
+        "total": t * h * w,
+        "merged": t * h * w - dropped - len(plan.place),
+        "dropped": dropped,
+        "kept_by_group": torch.bincount(plan.place // (h * w), minlength=t).tolist(),
+    }
 
 
 def _codebook(reader: TokenReader) -> dict[str, Any] | None:
@@ -136,7 +157,8 @@ def describe(data: dict[str, Any]) -> list[tuple[str, str]]:
             f"{size['num_frames']} of {size['width']}x{size['height']}{length}"
             + (f", {_rate(fps)}" if fps else ""),
         ),
-        ("tokens", f"{grid} = {data['num_tokens']:,} {data['kind']}, one for {patch} pixels"),
+        ("tokens", f"{grid} = {math.prod(data['grid']):,} {data['kind']}, one for {patch} pixels"),
+        *_plan_lines(data),
         ("rate", f"{rate:,.0f} tokens per second of video" if rate else "a still"),
         (
             "bits",
@@ -172,6 +194,24 @@ def _made_with(data: dict[str, Any]) -> list[tuple[str, str]]:
             f"omnitok {data['omnitok']}, torch {compute.get('torch', '?')}, "
             f"{compute.get('dtype', '?')} on {compute.get('device', '?')}",
         ),
+    ]
+
+
+def _plan_lines(data: dict[str, Any]) -> list[tuple[str, str]]:
+    """What a compact file kept, for a person."""
+    plan = data["plan"]
+    if plan is None:
+        return []
+    budget = "its published budget" if plan["budget"] is None else f"budget {plan['budget']}"
+    settings = "".join(f", {name} {value}" for name, value in plan["options"].items())
+    kept, groups = data["num_tokens"], plan["kept_by_group"]
+    return [
+        (
+            "kept",
+            f"{kept:,} tokens ({kept / plan['total']:.1%}) by {plan['method']} at {budget}"
+            f"{settings}; {plan['merged']:,} went into them, {plan['dropped']:,} were dropped",
+        ),
+        ("kept by time", " ".join(map(str, groups[:SHOWN])) + " .." * (len(groups) > SHOWN)),
     ]
 
 

@@ -1,0 +1,215 @@
+"""Compact token files: a token file made smaller by a method, its plan written beside the tokens.
+
+Latents are merged as the method says. Codes cannot be averaged: each output keeps the code of the
+token that represents it, and similarity is measured on the latents that the codes stand for.
+
+Shape suffixes: K tokens that are kept, N tokens of the grid, h w places of a frame.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnitok import Tokenizer
+from omnitok.groups import group_frames
+from omnitok.token_facts import TokensError
+from omnitok.token_layout import Layout, TokenFile, to_rows, window_of
+from omnitok.token_plan import TokenPlan
+from video.compress.plan import Plan
+from video.compress.positions import grid_positions
+from video.compress.registry import METHODS, plan
+
+AnyPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compact:
+    """The tokens that a compact file holds.
+
+    Attributes:
+        data: [K, c] latents, or [K] or [K, books] codes.
+        plan: Where they are and what they stand for.
+        grid: (t, h, w) of the whole.
+        seconds: [K] float64 when each is shown first; frame numbers where no times are known.
+    """
+
+    data: Tensor
+    plan: TokenPlan
+    grid: tuple[int, int, int]
+    seconds: Tensor
+
+    @property
+    def positions(self) -> Tensor:
+        """[K, 3] float64 time group, row and column of each token."""
+        return grid_positions(self.grid)[self.plan.place]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressResult:
+    """What `compress_file` did.
+
+    Attributes:
+        src: The token file.
+        dst: The compact one.
+        kept: Tokens that stayed.
+        total: Tokens there were.
+        num_bytes: Size of `dst`.
+        seconds: Time the method took.
+    """
+
+    src: str
+    dst: str
+    kept: int
+    total: int
+    num_bytes: int
+    seconds: float
+
+
+def compress_file(
+    src: AnyPath,
+    dst: AnyPath,
+    method: str = "dycoke",
+    budget: float | int | None = 0.25,
+    *,
+    load: Callable[[], Tokenizer] | None = None,
+    **options: Any,
+) -> CompressResult:
+    """Turn a token file into a compact one.
+
+    Args:
+        src: A token file of a video or an image.
+        dst: The compact file; it appears when it is complete.
+        method: A name of `METHODS` that needs nothing but tokens.
+        budget: As `plan` takes it.
+        load: Gives the tokenizer that made the tokens; only called for codes.
+        **options: Settings of the method.
+
+    Raises:
+        TokensError: `src` is damaged, compact already or of a 3D asset, or `dst` cannot be written.
+        KeyError: There is no such method.
+        ValueError: The method needs more than tokens, or a setting does not fit.
+    """
+    src, dst = os.fspath(src), os.fspath(dst)
+    if method in METHODS and METHODS[method].needs != ("tokens",):
+        needs = " and ".join(METHODS[method].needs[1:])
+        able = sorted(name for name, m in METHODS.items() if m.needs == ("tokens",))
+        raise ValueError(f"{method} needs {needs}, which no token file holds; choose one of {able}")
+    with TokenFile(src) as file:
+        layout = file.layout
+        if layout.plan is not None or layout.placement is not None or not layout.grid[0]:
+            what = "a compact file" if layout.plan else "of a 3D asset" if layout.placement else ""
+            raise TokensError(f"{src} is {what or 'empty'}; give the tokens of a video")
+        data = file.read(0, layout.grid[0])
+    started = time.perf_counter()
+    made = plan(method, _features(data, load), budget, grid=layout.grid, **options)
+    seconds = time.perf_counter() - started
+    rows = data.flatten(0, 2)
+    kept = _kept(rows, made)
+    record = TokenPlan(
+        method=method,
+        budget=budget,
+        options=options,
+        place=made.rep[0],
+        source=sources(made, layout.grid),
+        size=made.size[0].float(),
+    )
+    compact = replace(layout, plan=record)
+    stored = to_rows(kept[:, None, None], layout.info)
+    compact.write(Path(dst), hashlib.sha256(stored).hexdigest(), [stored])
+    return CompressResult(
+        src=src,
+        dst=dst,
+        kept=len(kept),
+        total=len(rows),
+        num_bytes=os.path.getsize(dst),
+        seconds=seconds,
+    )
+
+
+def read_compact(path: AnyPath) -> Compact:
+    """Read the tokens of a compact file as they are, not spread over the grid.
+
+    Raises:
+        TokensError: It is damaged, or not compact.
+    """
+    with TokenFile(os.fspath(path)) as file:
+        layout = file.layout
+        if layout.plan is None:
+            raise TokensError(f"{path} holds all its tokens; use Tokens.load")
+        data = file.read_rows(0, layout.num_rows)
+    return Compact(
+        data=data,
+        plan=layout.plan,
+        grid=layout.grid,
+        seconds=_seconds(layout)[layout.plan.place // math.prod(layout.grid[1:])],
+    )
+
+
+def sources(made: Plan, grid: tuple[int, int, int]) -> Tensor:
+    """[N] int32 the output each token of one clip went into, as `TokenPlan` records it.
+
+    Of several outputs the one it weighs most in counts. For a token that was dropped, the output
+    last kept at its place stands in, else the next one there, else that of the nearest place.
+
+    Args:
+        made: A plan of one clip, its outputs in order.
+        grid: (t, h, w).
+    """
+    N = made.num_in
+    order = made.weight.argsort(stable=True)  # later writes win: the largest weight
+    source = torch.full((N,), -1)
+    source[made.src[order]] = made.out[order]
+    source[made.rep[0]] = torch.arange(made.num_out)
+    t, h, w = grid
+    by_place = source.view(t, h * w)
+    step = torch.arange(t)[:, None]
+    last = step.where(by_place >= 0, -1).cummax(0).values
+    following = step.where(by_place >= 0, t).flip(0).cummin(0).values.flip(0)
+    at = last.where(last >= 0, following)
+    standing = by_place.gather(0, at.clamp(max=t - 1))
+    empty = (at[0] == t).nonzero().flatten()
+    if len(empty):
+        places = grid_positions((1, h, w))[:, 1:]
+        full = (at[0] < t).nonzero().flatten()
+        nearest = torch.cat(
+            [torch.cdist(part, places[full]).argmin(1) for part in torch.split(places[empty], 1024)]
+        )
+        standing[:, empty] = standing[:, full[nearest]]
+    token = source.where(source >= 0, ~standing.flatten())
+    return token.int()
+
+
+def _features(data: Tensor, load: Callable[[], Tokenizer] | None) -> Tensor:
+    """[t, h * w, c] float tokens to decide on."""
+    if data.is_floating_point():
+        return data.flatten(1, 2)
+    if load is None:
+        raise ValueError("codes need the tokenizer that made them; pass load")
+    z = load().dequantize(data[None])[0]
+    return z.flatten(2).permute(1, 2, 0).float().cpu()
+
+
+def _kept(rows: Tensor, made: Plan) -> Tensor:
+    """The tokens that stay, averaged in float32 where they are numbers."""
+    if not rows.is_floating_point():
+        return made.apply(rows[None], "rep")[0]
+    return made.apply(rows[None].float())[0].to(rows.dtype)
+
+
+def _seconds(layout: Layout) -> Tensor:
+    """[t] float64 time of the first frame of each time group."""
+    starts = group_frames(
+        layout.size[0], layout.info.patch[0], layout.info.causal, window_of(layout.preprocess)
+    )
+    first = torch.tensor(starts[:-1])
+    return first.double() if layout.pts is None else layout.pts[first]
