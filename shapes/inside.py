@@ -71,7 +71,7 @@ class Inside:
 
     def _ask(self, points: Floats) -> NDArray[np.bool_]:
         if self.kind == "sheet":
-            return self._nearest(points, PLATE)[0] < PLATE
+            return self._in_plate(points)
         if self._scene is None:
             return self._by_field(points)
         one, two = (self._scene.crossings(points, d / np.linalg.norm(d)) for d in DIRECTIONS[:2])
@@ -112,6 +112,15 @@ class Inside:
         inner = np.einsum("mi,mi->m", points[near] - foot, normal) < 0
         winding[near] = _interpolate(field, foot) + np.where(inner, 0.5, -0.5)
         return winding > SURE
+
+    def _in_plate(self, points: Floats) -> NDArray[np.bool_]:
+        """Whether points are close above or below the surface."""
+        distance, index = self._nearest(points, 2 * PLATE)
+        near = np.flatnonzero(np.isfinite(distance))
+        foot, normal = (a[index[near]] for a in (self._surface.points, self._surface.normals))
+        inside = np.zeros(len(points), bool)
+        inside[near] = np.abs(np.einsum("mi,mi->m", points[near] - foot, normal)) < PLATE
+        return inside
 
     def _nearest(self, points: Floats, reach: float) -> tuple[Floats, NDArray[np.int64]]:
         """Distance and number of the nearest point of the surface, infinite beyond `reach`."""
