@@ -86,19 +86,23 @@ class Tower(nn.Module):
             steps: How they go through the blocks.
             cache: For a single step: the state of a stream, brought up to date in place.
         """
+        return self.mix(self.embed(x.to(self.embed.weight.dtype)), steps, cache)
+
+    def mix(self, x_ND: Tensor, steps: Sequence[Step], cache: StackCache | None = None) -> Tensor:
+        """`forward` after the linear layer, for callers that keep no tokens."""
         if len(steps) == 1 and steps[0].tokens is None:
-            return self._run(x, steps[0], cache)
+            return self._run(x_ND, steps[0], cache)
         outputs, pasts = [], dict[int, list[KeysValues]]()
         for step in steps:
             cache = self._cache(step, pasts)
-            outputs.append(self._run(x[step.tokens], step, cache))
+            outputs.append(self._run(x_ND[step.tokens], step, cache))
             for run, item in enumerate(step.items):
                 pasts[item] = [layer[run] for layer in cache.layers]
         order = torch.cat([step.tokens for step in steps if step.tokens is not None])
         return torch.cat(outputs)[order.argsort()]
 
-    def _run(self, x: Tensor, step: Step, cache: StackCache | None) -> Tensor:
-        x_ND = self.embed(x.to(self.embed.weight.dtype)) + self.positions(step.grids, step.rows)
+    def _run(self, x_ND: Tensor, step: Step, cache: StackCache | None) -> Tensor:
+        x_ND = x_ND + self.positions(step.grids, step.rows)
         return self.norm(self.stack(x_ND[None, None], step.layout, cache)[0, 0])  # type: ignore[no-any-return]
 
     def _cache(self, step: Step, pasts: dict[int, list[KeysValues]]) -> StackCache:

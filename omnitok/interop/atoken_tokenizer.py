@@ -72,10 +72,12 @@ class ATokenTokenizer(PublishedTokenizer):
 
     def run_encoder(self, x_BCTHW: Tensor, generator: torch.Generator | None) -> Tensor:
         """See `PublishedTokenizer.run_encoder`."""
-        x_BGNP = patchify(x_BCTHW, self.patch)
-        grid = (x_BGNP.shape[1], *self.grid((x_BCTHW.shape[3], x_BCTHW.shape[4])))
-        now = grid_steps((grid,) * len(x_BGNP), self.model.window, 0, self.device)
-        z_NL = self._latents_of(self.model.encode(x_BGNP.flatten(0, 2), now), generator)
+        many, _, frames, *size = x_BCTHW.shape
+        grid = (frames // self.patch[0], *self.grid((size[0], size[1])))
+        now = grid_steps((grid,) * many, self.model.window, 0, self.device)
+        encoder = self.model.encoder
+        x_ND = encoder.embed(patchify(x_BCTHW, self.patch).flatten(0, 2))
+        z_NL = self._latents_of(encoder.mix(x_ND, now), generator)
         return rearrange(z_NL, "(b t y x) c -> b c t y x", t=grid[0], y=grid[1], x=grid[2])
 
     def run_decoder(self, z_BcTHW: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ KeysValues = tuple[Tensor, Tensor]
 QK_NORMS = (False, True, "affine")
 EXPLICIT_KEYS = 256  # up to which the explicit product is trained faster on a CPU
 EPS = 1e-6  # added to the mean squares of queries and keys
+IN_CACHE = 2**18  # numbers that a processor's cache keeps from one step to the next
 AFFINE_EPS = 1e-26  # the same, where a gain follows: only keeps zeros finite
 
 
@@ -75,7 +76,7 @@ class Attention(nn.Module):
         """
         qkv = rearrange(self.qkv(x_BGND), "b g n (i h k) -> b g n (i h) k", i=3, h=self.heads)
         qk, v = torch.split(qkv, [2 * self.heads, self.heads], dim=-2)
-        q, k = self._place(qk.float(), phasors).type_as(v).chunk(2, dim=-2)
+        q, k = self._placed(qk, phasors).chunk(2, dim=-2)
         outputs, kept = [], []
         start = 0
         for run, (windows, size) in enumerate(partition.runs):
@@ -100,6 +101,16 @@ class Attention(nn.Module):
             start = stop
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         return self.out(mixed), kept
+
+    def _placed(self, qk: Tensor, phasors: Tensor) -> Tensor:
+        """Normalised and rotated queries and keys [B, G, N, H, K]; may change them."""
+        if needs_graph(qk):
+            return self._place(qk.float(), phasors).type_as(qk)
+        some = max(1, IN_CACHE * qk.shape[2] // max(1, qk.numel()))
+        parts = zip(torch.split(qk, some, 2), torch.split(phasors, some, 1), strict=True)
+        for part, places in parts:
+            part.copy_(self._place(part.float(), places))
+        return qk
 
     def _place(self, qk: Tensor, phasors: Tensor) -> Tensor:
         """Normalise and rotate float32 queries and keys [B, G, N, H, K]; may change them."""

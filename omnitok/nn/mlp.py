@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from omnitok.nn.norm import needs_graph
 
+HELD = 9 * 2**20  # bytes between the two layers: larger products are no faster
 MLPS = ("swiglu", "geglu", "gelu_tanh")
 
 
@@ -43,7 +44,15 @@ class MLP(nn.Module):
             value, gate = map(F.linear, (x, x), self.up.weight.chunk(2), biases)
             return self.down(F.gelu(gate).mul_(value))  # type: ignore[no-any-return]
         if self.kind == "gelu_tanh" and not needs_graph(x):
-            return self.down(self._gelu_of_up(x))  # type: ignore[no-any-return]
+            some = max(1, HELD // (self.up.out_features * x.element_size()))
+            if x.shape[-2] <= some:
+                return self.down(self._gelu_of_up(x))  # type: ignore[no-any-return]
+            out = torch.empty_like(x)
+            for part, place in zip(
+                torch.split(x, some, -2), torch.split(out, some, -2), strict=True
+            ):
+                place.copy_(self.down(self._gelu_of_up(part)))
+            return out
         hidden = self.up(x)
         if self.kind == "swiglu":
             gate, value = hidden.chunk(2, dim=-1)
