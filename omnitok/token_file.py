@@ -12,9 +12,10 @@ Layout, flat so that the same format holds one asset or a shard of many (n asset
 
 A compact file, version 2, holds K of the N tokens of one asset and, as `omnitok.token_plan` has it,
 
-    place       [K]        int64    where each is in the grid
-    source      [N]        int32    the one that each token went into, or that stands in for it
-    size        [K]        float32  how many tokens each stands for
+    held        [N / 8]    uint8    a bit for each place of the grid, most significant first
+    source      [N]        uint16   the one that each token went into, 65535 for none; int32 and -1
+                                    from 65,536 on; left out where all but those held were dropped
+    size        [K]        float32  how many tokens each stands for, where that is not their count
 
     metadata "omnitok"  facts as JSON with sorted keys (see `omnitok.token_layout`)
     metadata "sha256"   of the facts and of every tensor's name, type, shape and bytes

@@ -51,7 +51,7 @@ _SHAPES = {  # of the tensors a file may hold; None where it depends on the fact
     "offsets": (2,),
     "pts": None,
     "pts_offsets": (2,),
-    **dict.fromkeys(("place", "source", "size")),
+    **dict.fromkeys(("held", "source", "size")),
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_NAMES}
 
@@ -151,7 +151,7 @@ class Layout:
         ):
             raise TokensError("pts must be finite seconds that never decrease")
         if self.plan is not None:
-            self.plan.check(math.prod(self.grid))
+            self.plan.check()
 
     def write(self, path: Path, data_sha256: str, data: Iterable[bytes]) -> None:
         """Write the file, given the stored bytes of the codes or latents and their hash."""
@@ -224,7 +224,9 @@ def layout_of(facts: Any, tensors: dict[str, Tensor]) -> Layout:
             preprocess=_optional(Preprocess, clip["preprocess"], "preprocess"),
             compute=conform("compute", facts["compute"], dict[str, Any] | None),
             placement=_optional(Placement, clip.get("placement"), "placement"),
-            plan=TokenPlan.read(facts["plan"], tensors) if facts["version"] == COMPACT else None,
+            plan=None
+            if facts["version"] != COMPACT
+            else TokenPlan.read(facts["plan"], tensors, grid),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, TokensError):
@@ -371,7 +373,7 @@ class TokenFile:
             if plan is None or first == last:
                 data = self.read_rows(first, last)
             else:
-                token = plan.standing_for(first, last)
+                token = plan.standing[first:last]
                 first = int(token.min())
                 data = self.read_rows(first, int(token.max()) + 1)[token - first]
             data = data.reshape(stop - start, h, w, *data.shape[1:])

@@ -119,8 +119,9 @@ def compress_file(
         method=method,
         budget=budget,
         options=options,
+        grid=layout.grid,
         place=made.rep[0],
-        source=sources(made, layout.grid),
+        source=sources(made),
         size=made.size[0].float(),
     )
     compact = replace(layout, plan=record)
@@ -155,38 +156,19 @@ def read_compact(path: AnyPath) -> Compact:
     )
 
 
-def sources(made: Plan, grid: tuple[int, int, int]) -> Tensor:
-    """[N] int32 the output each token of one clip went into, as `TokenPlan` records it.
+def sources(made: Plan) -> Tensor:
+    """[N] int64 the output that each token of one clip went into, -1 for none.
 
-    Of several outputs the one it weighs most in counts. For a token that was dropped, the output
-    last kept at its place stands in, else the next one there, else that of the nearest place.
+    Of several outputs the one it weighs most in counts.
 
     Args:
         made: A plan of one clip, its outputs in order.
-        grid: (t, h, w).
     """
-    N = made.num_in
     order = made.weight.argsort(stable=True)  # later writes win: the largest weight
-    source = torch.full((N,), -1)
+    source = torch.full((made.num_in,), -1)
     source[made.src[order]] = made.out[order]
     source[made.rep[0]] = torch.arange(made.num_out)
-    t, h, w = grid
-    by_place = source.view(t, h * w)
-    step = torch.arange(t)[:, None]
-    last = step.where(by_place >= 0, -1).cummax(0).values
-    following = step.where(by_place >= 0, t).flip(0).cummin(0).values.flip(0)
-    at = last.where(last >= 0, following)
-    standing = by_place.gather(0, at.clamp(max=t - 1))
-    empty = (at[0] == t).nonzero().flatten()
-    if len(empty):
-        places = grid_positions((1, h, w))[:, 1:]
-        full = (at[0] < t).nonzero().flatten()
-        nearest = torch.cat(
-            [torch.cdist(part, places[full]).argmin(1) for part in torch.split(places[empty], 1024)]
-        )
-        standing[:, empty] = standing[:, full[nearest]]
-    token = source.where(source >= 0, ~standing.flatten())
-    return token.int()
+    return source
 
 
 def _features(data: Tensor, load: Callable[[], Tokenizer] | None) -> Tensor:

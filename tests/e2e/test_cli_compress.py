@@ -1,0 +1,173 @@
+"""`omnitok compress`: fewer tokens in a file, decoded, inspected and shown."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnitok import Tokens
+from omnitok.token_layout import TokenFile
+from video.compress.files import read_compact
+
+
+@pytest.fixture
+def tokens(omnitok, clips, tmp_path: Path) -> Path:
+    """Codes of a clip."""
+    path = tmp_path / "clip.omni.safetensors"
+    assert omnitok("tokenize", clips("steady.mp4"), "-o", path, "-q").status == 0
+    return path
+
+
+def test_a_share_of_the_tokens_is_kept_and_the_plan_is_written(omnitok, tokens: Path) -> None:
+    run = omnitok("compress", tokens, "--method", "dycoke", "--budget", "0.25", "--json")
+    (entry,) = run.json["files"]
+    assert run.status == 0
+    assert entry["kept"] == round(entry["total"] / 4)
+    compact = Path(entry["output"])
+    assert compact == tokens.with_name("clip.compact.omni.safetensors")
+    assert compact.stat().st_size < tokens.stat().st_size
+    full, kept = Tokens.load(tokens), read_compact(compact)
+    rows = full.codes.flatten()
+    assert torch.equal(kept.data, rows[kept.plan.place])  # each keeps the code of its own token
+    assert kept.plan.facts() == {"method": "dycoke", "budget": 0.25, "options": {}}
+    assert bool((kept.seconds.diff() >= 0).all())
+    assert torch.equal(kept.seconds, full.pts[(4 * kept.positions[:, 0] - 3).clamp(min=0).long()])
+    spread = Tokens.load(compact)
+    assert spread.size == full.size
+    assert torch.equal(spread.codes.flatten()[kept.plan.place], kept.data)
+    assert set(spread.codes.flatten().tolist()) <= set(kept.data.tolist())
+
+
+def test_inspect_shows_what_was_kept(omnitok, tokens: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    words = ("--method", "evs", "--budget", "12", "-o", small)
+    assert omnitok("compress", tokens, *words).status == 0
+    data = omnitok("inspect", small, "--json").json
+    assert data["num_tokens"] == 12
+    assert data["plan"]["method"] == "evs"
+    assert data["plan"]["total"] == 12 + data["plan"]["dropped"] + data["plan"]["merged"]
+    assert sum(data["plan"]["kept_by_group"]) == 12
+    out = omnitok("inspect", small).out
+    assert "12 tokens" in out
+    assert "by evs at budget 12" in out
+    assert omnitok("inspect", tokens, "--json").json["plan"] is None
+
+
+def test_a_compact_file_decodes_to_the_frames_of_the_source(
+    omnitok, tokens: Path, tmp_path: Path
+) -> None:
+    import video
+
+    small, decoded = tmp_path / "small.safetensors", tmp_path / "small.mp4"
+    words = ("--method", "tome", "--budget", "0.5", "-o", small)
+    assert omnitok("compress", tokens, *words).status == 0
+    assert omnitok("decode", small, "-o", decoded).status == 0
+    full = Tokens.load(tokens)
+    clip = video.read(decoded)
+    assert (len(clip.frames), *clip.frames.shape[2:]) == full.size
+    assert (clip.pts - full.pts).abs().max() < 1e-3
+
+
+def test_budget_1_keeps_every_token(omnitok, tokens: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    assert omnitok("compress", tokens, "--budget", "1.0", "-o", small).status == 0
+    assert torch.equal(Tokens.load(small).codes, Tokens.load(tokens).codes)
+
+
+@pytest.mark.parametrize("source", [True, False])
+def test_the_overlay_shows_on_the_frames_what_was_kept(
+    omnitok, clips, tokens: Path, tmp_path: Path, source: bool
+) -> None:
+    import video
+
+    small, overlay = tmp_path / "small.safetensors", tmp_path / "shown.mp4"
+    words = ["--overlay", overlay, "-o", small]
+    words += ["--source", clips("steady.mp4")] if source else []
+    assert omnitok("compress", tokens, *words).status == 0
+    shown = video.read(overlay)
+    with TokenFile(small) as file:
+        layout = file.layout
+    assert (len(shown.frames), *shown.frames.shape[2:]) == layout.size
+    if source:
+        frames = video.read(clips("steady.mp4")).frames
+        dropped = (layout.plan.source < 0).view(layout.grid)
+        t, row, column = dropped.nonzero()[-1].tolist()
+        ph, pw = layout.info.patch[1:]
+        box = (slice(row * ph, (row + 1) * ph), slice(column * pw, (column + 1) * pw))
+        before = frames[4 * t - 3][:, box[0], box[1]].float().mean()
+        after = shown.frames[4 * t - 3][:, box[0], box[1]].float().mean()
+        assert after == pytest.approx(float(before) / 4, abs=6)
+
+
+def test_latents_are_merged(omnitok, clips, tmp_path: Path) -> None:
+    path, small = tmp_path / "clip.omni.safetensors", tmp_path / "small.safetensors"
+    assert omnitok("tokenize", clips("steady.mp4"), "-o", path, model="tiny-kl").status == 0
+    words = ("--method", "tome", "--budget", "0.25", "-o", small)
+    assert omnitok("compress", path, *words, model=None).status == 0
+    kept, rows = read_compact(small), Tokens.load(path).latents.flatten(0, 2)
+    assert float(kept.plan.size.sum()) == len(rows)
+    source = kept.plan.source.long()
+    assert bool((source >= 0).all())  # nothing is dropped, and sums stay what they were
+    sums = torch.zeros(len(kept.data), rows.shape[1]).index_add(0, source, rows)
+    torch.testing.assert_close(sums / kept.plan.size[:, None], kept.data, atol=1e-4, rtol=1e-4)
+
+
+def test_a_folder_is_compressed_once(omnitok, tokens: Path) -> None:
+    first = omnitok("compress", tokens.parent, "--json").json
+    again = omnitok("compress", tokens.parent, "--json").json
+    assert (first["done"], again["done"], again["skipped"]) == (1, 0, 1)
+
+
+def test_the_methods_are_listed(omnitok) -> None:
+    data = omnitok("compress", "--methods", "--json", model=None).json
+    assert {"method": "tome", "needs": "tokens"}.items() <= next(
+        m for m in data["methods"] if m["method"] == "tome"
+    ).items()
+    assert "visionzip" in omnitok("compress", "--methods", model=None).out
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--method", "nothing"], 2, "--method nothing is unknown"),
+        (["--method", "visionzip"], 2, "needs attention, which no token file holds"),
+        (["--set", "q=1"], 2, "dycoke has no such setting"),
+        (["--method", "tome", "--set", "scope=both"], 3, "scope='both'"),
+        (["--overlay", "a.mp4", "--source", "SOURCE"], 3, "leave --source out"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    omnitok, clips, tokens: Path, tmp_path: Path, words, status, message, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(clips("single.mp4")) if word == "SOURCE" else word for word in words]
+    run = omnitok("compress", tokens, *words)
+    assert run.status == status, run.err
+    assert message in run.err
+    assert "bug" not in run.err
+
+
+def test_a_compact_file_is_not_compressed_again(omnitok, tokens: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small.safetensors"
+    assert omnitok("compress", tokens, "-o", small).status == 0
+    run = omnitok("compress", small, "-o", tmp_path / "smaller.safetensors")
+    assert run.status == 3
+    assert "is a compact file" in run.err
+    assert not (tmp_path / "smaller.safetensors").exists()
+
+
+@pytest.mark.parametrize("words", [["--budget", "0"], ["--budget", "1.5"], ["--set", "k"]])
+def test_budgets_and_settings_are_checked(omnitok, tokens: Path, words) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        omnitok("compress", tokens, *words)
+    assert stopped.value.code == 2
+
+
+def test_the_result_is_the_same_twice(omnitok, tokens: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        omnitok("compress", tokens, "-o", tmp_path / f"{name}.safetensors", "--method", "tome")
+    a, b = (tmp_path / f"{name}.safetensors" for name in ("a", "b"))
+    assert a.read_bytes() == b.read_bytes()
+    with TokenFile(a) as file:
+        assert json.loads(json.dumps(file.facts))["plan"]["method"] == "tome"
