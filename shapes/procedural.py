@@ -16,22 +16,28 @@ LATTICE = 80
 PRIMITIVES = ("box", "ellipsoid", "cylinder", "capsule", "torus", "cone")
 
 
-def random_shape(seed: int) -> Mesh:
-    """A closed, coloured mesh of one to six parts that are joined, melted together or cut away."""
+def random_shape(seed: int, parts: int | None = None, lattice_points: int = LATTICE) -> Mesh:
+    """A closed, coloured mesh of one to six parts that are joined, melted together or cut away.
+
+    Args:
+        seed: Of everything random.
+        parts: How many parts, all of them joined.
+        lattice_points: On a side of the box; the square of it is about a tenth of the faces.
+    """
     rng = np.random.default_rng(seed)
-    points = lattice(LATTICE).double().numpy()
+    points = lattice(lattice_points).double().numpy()
     field = np.full(len(points), 1e3)
-    for number in range(rng.integers(1, 7)):
+    for number in range(parts or rng.integers(1, 7)):
         part = _primitive(points, rng)
         blend = rng.choice([0.0, 0.1])
-        if number and rng.random() < 0.3:
+        if parts is None and number and rng.random() < 0.3:
             carved = -_smooth_min(-field, part, blend)
             field = carved if (carved < 0).mean() > 0.01 else field
         else:
             field = _smooth_min(field, part, blend)
-    mesh = marching_cubes(-field.reshape((LATTICE,) * 3))
+    mesh = marching_cubes(-field.reshape((lattice_points,) * 3))
     if mesh is None:  # everything was cut away or is smaller than a cell
-        return random_shape(seed + 1_000_003)
+        return random_shape(seed + 1_000_003, parts, lattice_points)
     return paint(mesh, seed)
 
 

@@ -1,0 +1,251 @@
+"""The 3D stage in figures: `python -m tools.bench_shapes [quality primitives speed]`.
+
+quality     held-out meshes of the corpus that are closed: IoU, F-score, Chamfer distance, normals,
+            beside principal components of occupancy grids with as many numbers
+primitives  unions of two primitives, as the reference in the literature note was measured on
+speed       a mesh of 100,000 faces through tokenize and decode, labels of 200,000 points, memory
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+import omnitok
+import shapes
+from omnitok import Tokenizer
+from omnitok.train.pca import PCA
+from shapes.compare import compare_meshes
+from shapes.datasets import Prepared
+from shapes.extract import marching_cubes
+from shapes.files import look_at, parts_of
+from shapes.inside import Inside
+from shapes.mesh import Mesh
+from shapes.procedural import random_shape
+from shapes.raster import FINER
+from shapes.sample import into_box, placement_of, sample_surface
+from shapes.solid import repair
+from tools.bench_figures import HEAD, Figure
+from tools.commands.eval_table import table
+
+POINTS = 20_000
+BLOCK = 8  # cells on a side of a block of the baseline
+REFERENCE = 0.757  # IoU of the small raster transformer on unions of two primitives, 1500 steps
+SEEDS = range(90_000, 90_048)  # of shapes that no training saw
+
+Method = Callable[[Mesh], Mesh | None]
+
+
+@dataclass(frozen=True)
+class GridPCA:
+    """Principal components of 64 x 64 x 64 grids of how much of a cell is inside.
+
+    Attributes:
+        pca: Of a whole grid, or of its blocks.
+        block: Cells on a side of what it was fitted to.
+        rank: Components kept of each.
+    """
+
+    pca: PCA
+    block: int
+    rank: int
+
+    @classmethod
+    def fit(cls, grids: list[Tensor], block: int, values: int) -> GridPCA:
+        """Fit so that a grid becomes this many values at most."""
+        blocks = (len(grids[0]) // block) ** 3
+        rank = values // blocks
+        if block < len(grids[0]):
+            return cls(PCA.fit(_cut(grid, block) for grid in grids), block, rank)
+        x = torch.stack([grid.flatten() for grid in grids])  # more cells than grids
+        mean = x.mean(dim=0)
+        _, std, components = torch.linalg.svd(x - mean, full_matrices=False)
+        return cls(PCA(mean, components, std), block, min(rank, len(grids) - 1))
+
+    def reconstruct(self, grid: Tensor) -> Tensor:
+        """The grid from its components."""
+        side = len(grid) // self.block
+        found = self.pca.reconstruct(self.pca.project(_cut(grid, self.block), self.rank))
+        pattern = "(x y z) (a b c) -> (x a) (y b) (z c)"
+        sizes = {"x": side, "y": side, "a": self.block, "b": self.block}
+        return rearrange(found, pattern, **sizes)
+
+
+def _cut(grid: Tensor, block: int) -> Tensor:
+    pattern = "(x a) (y b) (z c) -> (x y z) (a b c)"
+    return rearrange(grid, pattern, a=block, b=block, c=block)
+
+
+def mesh_of_grid(grid: Tensor) -> Mesh | None:
+    """The surface at one half of a grid of cells that fills the box."""
+    mesh = marching_cubes(grid.numpy() - 0.5)
+    if mesh is None:
+        return None
+    return replace(mesh, vertices=mesh.vertices * (1 - 1 / len(grid)))  # centres of cells
+
+
+def model_method(tok: Tokenizer) -> Method:
+    """Tokens and back; None where nothing is left."""
+
+    def run(mesh: Mesh) -> Mesh | None:
+        try:
+            return shapes.detokenize(tok, shapes.tokenize(tok, mesh))
+        except shapes.ShapesError:
+            return None
+
+    return run
+
+
+def pca_method(tok: Tokenizer, linear: GridPCA) -> Method:
+    """The same raster through the baseline."""
+
+    def run(mesh: Mesh) -> Mesh | None:
+        raster, place, _ = look_at(mesh, parts_of(tok))
+        found = mesh_of_grid(linear.reconstruct(raster.shares.float() / FINER**3))
+        if found is None:
+            return None
+        return replace(found, vertices=found.vertices * place.scale + place.offset)
+
+    return run
+
+
+def scores(method: Method, meshes: list[Mesh]) -> list[float]:
+    """Means of IoU, F(0.01), F(0.02), Chamfer and normals, and the lowest IoU."""
+    rows = []
+    for mesh in meshes:
+        found = method(mesh)
+        if found is None:
+            rows.append([0.0, 0.0, 0.0, 1.0, 0.0])
+            continue
+        result = compare_meshes(mesh, found, POINTS)
+        gaps = result.distances
+        rows.append(
+            [
+                result.iou or 0.0,
+                gaps.f_score(0.01),
+                gaps.f_score(0.02),
+                gaps.chamfer_l1,
+                gaps.normal_consistency,
+            ]
+        )
+    means = np.array(rows)
+    return [*means.mean(axis=0).tolist(), float(np.median(means[:, 0]))]
+
+
+def quality(tok: Tokenizer, corpus: Path, most: int | None) -> list[str]:
+    """The table of held-out closed meshes."""
+    entries = json.loads((corpus / "val" / "shapes.json").read_text())
+    meshes = [shapes.read(entry["path"]) for entry in entries]
+    closed = [mesh for mesh in meshes if repair(mesh).closed][:most]
+    train = json.loads((corpus / "train" / "shapes.json").read_text())
+    grids = [
+        Prepared.load(corpus / "train" / entry["file"]).raster.shares.float() / FINER**3
+        for entry in train
+    ]
+    values = 768 * tok.model.quantizer.dim
+    block, whole = (GridPCA.fit(grids, side, values) for side in (BLOCK, len(grids[0])))
+    methods = {
+        f"PCA of whole grids, {whole.rank:,} values": pca_method(tok, whole),
+        f"PCA of {BLOCK}^3 blocks, {block.rank * 512:,} values": pca_method(tok, block),
+        f"{tok.config.name}, 768 tokens, {values:,} values": model_method(tok),
+    }
+    return [
+        f"{len(closed)} closed of {len(meshes)} held-out meshes, {POINTS:,} points each, box from "
+        "-1 to 1",
+        *score_table(methods, closed),
+    ]
+
+
+def score_table(methods: dict[str, Method], meshes: list[Mesh]) -> list[str]:
+    """One row for each method."""
+    head = "method|IoU|F(0.01)|F(0.02)|Chamfer-L1|normals|median IoU".split("|")
+    rows = [head]
+    for name, method in methods.items():
+        rows.append([name, *(f"{value:.4f}" for value in scores(method, meshes))])
+    return table(rows)
+
+
+def primitives(tok: Tokenizer) -> list[str]:
+    """Unions of two primitives."""
+    meshes = [random_shape(seed, parts=2) for seed in SEEDS]
+    return [
+        f"{len(meshes)} unions of two primitives; the small raster transformer is reported with "
+        f"an IoU of {REFERENCE} on such shapes",
+        *score_table({f"{tok.config.name}, 768 tokens": model_method(tok)}, meshes),
+    ]
+
+
+def speed(tok: Tokenizer) -> list[str]:
+    """Seconds and memory of one large mesh."""
+    mesh = random_shape(0, lattice_points=160)
+    start = perf_counter()
+    shapes.detokenize(tok, shapes.tokenize(tok, mesh), 128)
+    seconds = perf_counter() - start
+    boxed = into_box(mesh, placement_of(mesh))
+    solid = repair(boxed)
+    inside = Inside(solid, sample_surface(boxed, solid, POINTS))
+    points = np.random.default_rng(0).uniform(-1, 1, (200_000, 3))
+    start = perf_counter()
+    inside(points)
+    labels = perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    figures = [
+        Figure(
+            name=f"tokenize and decode, {len(mesh.faces):,} faces, 128^3",
+            measured=f"{seconds:.2f} s",
+            against="10 s",
+            ratio=seconds / 10,
+            most=1.0,
+        ),
+        Figure(
+            name="labels of 200,000 points",
+            measured=f"{labels:.2f} s",
+            against="1 s",
+            ratio=labels,
+            most=1.0,
+        ),
+        Figure(
+            name="peak memory of the process",
+            measured=f"{peak:.2f} GB",
+            against="2 GB",
+            ratio=peak / 2,
+            most=1.0,
+        ),
+    ]
+    return table([HEAD, *(figure.row for figure in figures)])
+
+
+def main() -> None:
+    """Run what is named, and print a table for each."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help="quality, primitives, speed")
+    parser.add_argument("--model", default="tiny-3d", metavar="NAME|PATH")
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--most", type=int, help="only this many held-out meshes, for a look")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    tok = omnitok.load(args.model)
+    benches = {
+        "quality": lambda: quality(tok, args.corpus, args.most),
+        "primitives": lambda: primitives(tok),
+        "speed": lambda: speed(tok),
+    }
+    if unknown := sorted(set(args.names) - set(benches)):
+        parser.error(f"there is no bench {unknown[0]!r}; choose of {', '.join(benches)}")
+    for name in args.names or benches:
+        print(f"\n### {name}\n", *benches[name](), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    main()
