@@ -114,8 +114,15 @@ class CosineAttention(nn.Module):
                 nn.Linear(config.width, config.heads),
             )
 
-    def forward(self, x_SND: Tensor, place: Place) -> Tensor:
-        """[S, N, D] to [S, N, D]."""
+    def bias_of(self, place: Place) -> Tensor | None:
+        """[1, H, N, N] added to the scores of every sequence."""
+        if self.position is None or place.grid is None:
+            return None if place.bias is None else place.bias[None]
+        steps, index = displacements(*place.grid, self.q_scale.device)
+        return _spread(self.position(steps.type_as(self.q_scale)), index)
+
+    def forward(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
+        """[S, N, D] to [S, N, D], with what `bias_of` gave."""
         graph = needs_graph(x_SND)
         if x_SND.shape[1] == 1 and not graph:  # the only token gets all of the attention
             value = F.linear(x_SND, self.kv.weight[len(self.q.weight) :])
@@ -137,8 +144,8 @@ class CosineAttention(nn.Module):
             q_SHNK,
             k_SHNK,
             v_SHNK,
-            attn_mask=self._bias(place, v_SHNK),
-            is_causal=place.causal and place.bias is None,
+            attn_mask=None if bias_1HNN is None else bias_1HNN.type_as(v_SHNK),
+            is_causal=place.causal and bias_1HNN is None,
             scale=SHARPNESS / width,  # the cosines come from lengths of sqrt(width)
         )
         return self.out(rearrange(o_SHNK, "s h n k -> s n (h k)").type_as(x_SND))  # type: ignore[no-any-return]
@@ -152,15 +159,6 @@ class CosineAttention(nn.Module):
         x = x.mul_(inverse_rms(x, AFFINE_EPS))
         return x if place.phasors is None else rotate_(x, place.phasors)
 
-    def _bias(self, place: Place, like: Tensor) -> Tensor | None:
-        """[H, N, N] added to the scores."""
-        if place.grid is not None and self.position is not None:
-            steps, index = displacements(*place.grid, like.device)
-            table = self.position(steps.type_as(self.q_scale))
-            bias: Tensor = rearrange(table[index], "q k h -> h q k")
-            return bias.type_as(like)
-        return None if place.bias is None else place.bias.to(like.dtype)
-
 
 class WindowAttention(nn.Module):
     """Attention within windows, with a learned bias for every displacement."""
@@ -173,15 +171,21 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(config.width, config.width)
         self.table = nn.Parameter(torch.zeros((2 * config.window - 1) ** 2, config.heads))
 
-    def forward(self, x_SND: Tensor, place: Place) -> Tensor:
-        """[S, N, D] to [S, N, D], where N are the tokens of one window."""
+    def bias_of(self, place: Place) -> Tensor:
+        """[1, H, N, N] added to the scores of every window."""
+        return _spread(self.table, displacements(self.window, self.window, self.table.device)[1])
+
+    def forward(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor) -> Tensor:
+        """[S, N, D] to [S, N, D], where N is one window, with what `bias_of` gave."""
         qkv = rearrange(self.qkv(self.norm(x_SND)), "s n (i h k) -> i s h n k", i=3, h=self.heads)
         q_SHNK, k_SHNK, v_SHNK = qkv.unbind(0)
-        index = displacements(self.window, self.window, x_SND.device)[1]
-        bias_HNN = rearrange(self.table[index], "q k h -> h q k")
-        bias_1HNN = bias_HNN.type_as(qkv)[None]  # the fused kernel takes four axes
         o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_1HNN)
         return self.proj(rearrange(o_SHNK, "s h n k -> s n (h k)"))  # type: ignore[no-any-return]
+
+
+def _spread(table_MH: Tensor, index_NN: Tensor) -> Tensor:
+    """[1, H, N, N] biases: the fused kernels take four axes."""
+    return table_MH.T.contiguous()[None, :, index_NN]
 
 
 class Block(nn.Module):
@@ -207,13 +211,14 @@ class Block(nn.Module):
         if self.peg is not None:
             moved: Tensor = self.peg(x_SND.view(-1, *place.volume, x_SND.shape[-1])).view_as(x_SND)
             x_SND = x_SND + moved if graph else x_SND.add_(moved)
+        bias_1HNN = self.attention.bias_of(place)
         if graph:
-            x_SND = x_SND + self.attention(x_SND, place)
+            x_SND = x_SND + self.attention(x_SND, place, bias_1HNN)
             return x_SND + self.mlp(self.mlp_norm(x_SND))  # type: ignore[no-any-return]
         at_once = max(1, TOKENS_AT_ONCE // x_SND.shape[1])
         for start in range(0, len(x_SND), at_once):
             part = x_SND[start : start + at_once]
-            part.add_(self.attention(part, place))
+            part.add_(self.attention(part, place, bias_1HNN))
             part.add_(self.mlp(self.mlp_norm(part)))
         return x_SND
 
