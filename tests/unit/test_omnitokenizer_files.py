@@ -15,9 +15,12 @@ import torch
 import omnitok
 from omnitok.checkpoint import CheckpointError
 from omnitok.hub import open_named
-from omnitok.interop.omnitokenizer import OmniTokenizer
+from omnitok.interop.omnitokenizer import PARTS, OmniTokenizer, published_name
+from omnitok.interop.omnitokenizer_config import config_of
+from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from tests.omnitokenizer_files import SETTINGS, omnitokenizer_state, save_omnitokenizer
 from tests.small_models import noise
+from tools.plain_omnitokenizer import RELEASED
 
 FLAVOURS = {
     "vq": {},
@@ -234,6 +237,18 @@ def test_what_a_pickle_asks_for_is_not_run(place, file, tmp_path, monkeypatch):
     torch.save(contents, tmp_path / "bad.ckpt")
     assert "mkdir" in refusal(tmp_path / "bad.ckpt")
     assert not (tmp_path / "harm").exists()
+
+
+def test_the_released_shape_has_the_published_tensors_and_parameters():
+    config = config_of("released", RELEASED, {})
+    with torch.device("meta"):
+        model = OmniTokenizerNet(config)
+    assert sum(p.numel() for p in model.parameters()) == 51_554_904
+    names = {published_name(name) for name in model.state_dict()} - {"quantizer.initialised"}
+    # 312 but for 48 of learned biases and 28 of norms that are never used, and 2 orders of windows
+    assert len(names) == 312 - 48 - 28 - 2
+    assert {name.split(".")[0] for name in names} == {part.rstrip(".") for part in PARTS}
+    assert (config.multiple, config.inner_patch) == ((64, 64), (4, 8, 8))
 
 
 MEASURE = """
