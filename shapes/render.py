@@ -37,9 +37,9 @@ class Camera:
     up: Floats
     ahead: Floats
 
-    def rays(self, size: int) -> Floats:
-        """[H * W, 3] unit directions through the middles of the pixels, row by row."""
-        place = (np.arange(size) + 0.5) / size * 2 - 1
+    def rays(self, size: int, corner: bool = False) -> Floats:
+        """[H * W, 3] unit directions through middles or upper left corners of pixels, by rows."""
+        place = (np.arange(size) + (0 if corner else 0.5)) / size * 2 - 1
         down, across = np.meshgrid(place, place, indexing="ij")
         reach = np.tan(np.radians(FIELD / 2))
         rays = self.ahead + reach * (across[..., None] * self.right - down[..., None] * self.up)
@@ -47,17 +47,20 @@ class Camera:
         return np.asarray(rays / np.linalg.norm(rays, axis=1, keepdims=True))
 
 
+def camera_at(direction: Floats) -> Camera:
+    """A camera in a direction [3] of unit length from the middle; the y axis points up."""
+    ahead = -direction
+    right = np.cross(ahead, [0.0, 1.0, 0.0])
+    right /= np.linalg.norm(right)
+    return Camera(DISTANCE * direction, right, np.cross(right, ahead), ahead)
+
+
 def turntable(views: int) -> list[Camera]:
-    """Cameras on a circle around the y axis, which points up."""
-    cameras = []
+    """Cameras on a circle around the y axis."""
     tilt = np.radians(ELEVATION)
-    for angle in np.arange(views) * 2 * np.pi / views:
-        around = np.cos(tilt) * np.array([np.sin(angle), 0.0, np.cos(angle)])
-        ahead = -around - [0.0, np.sin(tilt), 0.0]
-        right = np.cross(ahead, [0.0, 1.0, 0.0])
-        right /= np.linalg.norm(right)
-        cameras.append(Camera(-DISTANCE * ahead, right, np.cross(right, ahead), ahead))
-    return cameras
+    angles = np.arange(views) * 2 * np.pi / views
+    flat = np.cos(tilt)
+    return [camera_at(np.array([flat * np.sin(a), np.sin(tilt), flat * np.cos(a)])) for a in angles]
 
 
 def render(mesh: Mesh, views: int = 4, size: int = 256) -> Pixels:
