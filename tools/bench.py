@@ -1,6 +1,6 @@
 """Speed, efficiency and memory, each as a ratio to something measured in the same run.
 
-    python -m tools.bench [speed efficiency stream read help] [--model tiny] [--quick]
+    python -m tools.bench [speed efficiency stream read help train] [--model tiny] [--quick]
 
 Nothing else should run on the machine meanwhile. The figures of streams take as long as ten minutes
 of video take to tokenize; --quick shortens everything, for a look and not for a report.
@@ -24,7 +24,7 @@ from tools.commands.demonstrating import CLIP
 from tools.commands.evaluating import table
 from tools.commands.loading import pick_device
 
-BENCHES = ("speed", "efficiency", "stream", "read", "help")
+BENCHES = ("speed", "efficiency", "stream", "read", "help", "train")
 
 
 def reading(quick: bool) -> list[Figure]:
@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHES)}")
     parser.add_argument("--model", default="tiny", metavar="NAME|PATH")
+    parser.add_argument("--corpus", type=Path, default=Path("corpus"), help="for train")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="short clips, few rounds")
@@ -99,11 +100,14 @@ def run(name: str, args: argparse.Namespace) -> list[Figure]:
     from tools.bench_efficiency import efficiency
     from tools.bench_speed import speed
     from tools.bench_stream import stream
+    from tools.bench_train import training
 
     if name == "read":
         return reading(args.quick)
     if name == "help":
         return helping(args.quick)
+    if name == "train":
+        return training(args.corpus, 20 if args.quick else 80)
     try:
         tok = omnitok.load(args.model, pick_device(args.device))
     except CheckpointError as error:
