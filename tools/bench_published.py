@@ -65,7 +65,7 @@ def atoken(args: argparse.Namespace, dtype: torch.dtype) -> Contest:
     model = ATokenModel(config_of("so-c", arch(1152, 16, args.depth, 4304)))
     tok = ATokenTokenizer(_randomised(model).to(dtype), "0" * 64)
     weights = {published_name(name): tensor for name, tensor in model.state_dict().items()}
-    plain, x = PlainAToken(weights, 16), _noise(16, args.size, dtype)
+    plain, x = PlainAToken(weights, (16, 16)), _noise(16, args.size, dtype)
 
     def published() -> Tensor:
         patches, coords = to_tokens(x[0], tok.patch)

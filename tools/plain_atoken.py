@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-WINDOW = 4
-
 
 class PlainAToken:
     """Encoder and decoder of an AToken from tensors by their published names.
@@ -25,10 +23,14 @@ class PlainAToken:
     Args:
         tensors: Weights.
         heads: Of the encoder and the decoder.
+        window: Latent frames that see each other.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], heads: int) -> None:
-        self.tensors, self.heads = tensors, heads
+    def __init__(
+        self, tensors: Mapping[str, Tensor], heads: tuple[int, int], window: int = 4
+    ) -> None:
+        self.tensors, self.window = tensors, window
+        self.heads = dict(zip(("encoder", "decoder"), heads, strict=True))
         self.depth = {
             side: 1 + max(int(n.split(".")[2]) for n in tensors if n.startswith(f"{side}.blocks."))
             for side in ("encoder", "decoder")
@@ -52,8 +54,8 @@ class PlainAToken:
     def _windows(self, side: str, x: Tensor, coords_NA: Tensor) -> Tensor:
         done: dict[int, Tensor] = {}
         start, last = int(coords_NA[:, 1].min()), int(coords_NA[:, 1].max())
-        for first in range(start, last + 1, WINDOW):
-            inside = (coords_NA[:, 1] >= first) & (coords_NA[:, 1] < first + WINDOW)
+        for first in range(start, last + 1, self.window):
+            inside = (coords_NA[:, 1] >= first) & (coords_NA[:, 1] < first + self.window)
             if not inside.any():
                 continue
             moved = coords_NA[inside].clone()
@@ -73,7 +75,7 @@ class PlainAToken:
         h = self._linear(f"{side}.input_layer", x) + self._positions(side, coords_NA)
         for i in range(self.depth[side]):
             block = f"{side}.blocks.{i}."
-            h = h + self._attention(block + "attn.", self._norm(block + "norm1", h), coords_NA)
+            h = h + self._attention(side, i, self._norm(block + "norm1", h), coords_NA)
             hidden = self._linear(block + "mlp.mlp.0", self._norm(block + "norm2", h))
             h = h + self._linear(block + "mlp.mlp.2", F.gelu(hidden, approximate="tanh"))
         return self._norm("encoder.post_layernorm" if side == "encoder" else "decoder.out_norm", h)
@@ -95,13 +97,17 @@ class PlainAToken:
         parts = []
         for item in range(int(coords_NA[:, 0].max().item()) + 1):
             x, y = coords_NA[coords_NA[:, 0] == item][:, 2:4].long().unbind(1)
+            if not len(x):
+                continue
             size = (int(x.max().item()) + 1, int(y.max().item()) + 1)
             resized = F.interpolate(grid, size=size, mode="bilinear", antialias=True)[0]
             parts.append(resized.permute(1, 2, 0)[x, y].to(table.dtype))
         return torch.cat(parts)
 
-    def _attention(self, name: str, x: Tensor, coords_NA: Tensor) -> Tensor:
-        q, k, v = self._linear(name + "to_qkv", x).view(len(x), 3, self.heads, -1).unbind(1)
+    def _attention(self, side: str, layer: int, x: Tensor, coords_NA: Tensor) -> Tensor:
+        name = f"{side}.blocks.{layer}.attn."
+        qkv = self._linear(name + "to_qkv", x).view(len(x), 3, self.heads[side], -1)
+        q, k, v = qkv.unbind(1)
         if name + "q_rms_norm.gamma" in self.tensors:
             q, k = self._unit(name + "q_rms_norm", q), self._unit(name + "k_rms_norm", k)
         q, k = self._rotate(q, coords_NA), self._rotate(k, coords_NA)

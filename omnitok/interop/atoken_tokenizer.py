@@ -208,7 +208,8 @@ class ATokenTokenizer(PublishedTokenizer):
     @torch.no_grad()
     def decode_voxels(self, z_NL: Tensor, coords_NA: Tensor) -> Tensor:
         """[N, c] latents (after quantization if discrete) to [N, P] for a Gaussian decoder."""
-        x_NP = self.model.decode(z_NL.to(self.device, self.dtype), self._voxel_steps(coords_NA))
+        now = self._voxel_steps(coords_NA, len(z_NL))
+        x_NP = self.model.decode(z_NL.to(self.device, self.dtype), now)
         return x_NP[:, : x_NP.shape[1] // self.patch[0]]
 
     def _voxel_features(self, pixels_NP: Tensor, coords_NA: Tensor) -> Tensor:
@@ -219,13 +220,15 @@ class ATokenTokenizer(PublishedTokenizer):
             )
         x_NP = pixels_NP.to(self.device, self.dtype) * 2 - 1  # a voxel is the first frame of four
         x_NP = F.pad(x_NP, (0, values - x_NP.shape[1]))
-        return self.model.encode(x_NP, self._voxel_steps(coords_NA))
+        return self.model.encode(x_NP, self._voxel_steps(coords_NA, len(x_NP)))
 
-    def _voxel_steps(self, coords_NA: Tensor) -> list[Step]:
-        if coords_NA.ndim != 2 or coords_NA.shape[1] != 4 or coords_NA.is_floating_point():
+    def _voxel_steps(self, coords_NA: Tensor, many: int) -> list[Step]:
+        if coords_NA.shape != (many, 4) or many == 0 or coords_NA.is_floating_point():
             raise ValueError(
                 f"got voxel coordinates {coords_NA.dtype} {list(coords_NA.shape)}; expected "
-                "integers [N, 4] (object, x, y, z)"
+                f"integers [{many or 'N'}, 4] (object, x, y, z)"
             )
+        if int(coords_NA.min()) < 0:
+            raise ValueError(f"got the voxel coordinate {int(coords_NA.min())}; expected 0 or more")
         coords = F.pad(coords_NA.cpu().long(), (0, 1))[:, [0, 4, 1, 2, 3]]  # at t = 0
         return list(steps(coords.numpy(), self.model.window, 0, self.device))
