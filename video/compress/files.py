@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnitok import Tokenizer
+from omnitok import Tokenizer, Tokens
 from omnitok.groups import group_frames
 from omnitok.token_facts import TokensError
 from omnitok.token_layout import Layout, TokenFile, to_rows, window_of
 from omnitok.token_plan import TokenPlan
+from omnitok.tokens import tokens_of
 from video.compress.plan import Plan
 from video.compress.positions import grid_positions
 from video.compress.registry import METHODS, plan
@@ -75,6 +76,71 @@ class CompressResult:
     seconds: float
 
 
+def compress_tokens(
+    tokens: Tokens,
+    method: str = "dycoke",
+    budget: float | int | None = 0.25,
+    *,
+    load: Callable[[], Tokenizer] | None = None,
+    **options: Any,
+) -> Compact:
+    """Make the tokens of a clip fewer.
+
+    Args:
+        tokens: Of a video or an image, with info.
+        method: A name of `METHODS` that needs nothing but tokens.
+        budget: As `plan` takes it.
+        load: Gives the tokenizer that made the tokens; only called for codes.
+        **options: Settings of the method.
+
+    Raises:
+        KeyError: There is no such method.
+        ValueError: The method needs more than tokens, a setting does not fit, or these are no
+            tokens of a clip.
+    """
+    if method in METHODS and METHODS[method].needs != ("tokens",):
+        needs = " and ".join(METHODS[method].needs[1:])
+        able = sorted(name for name, m in METHODS.items() if m.needs == ("tokens",))
+        raise ValueError(f"{method} needs {needs}, which no token file holds; choose one of {able}")
+    if tokens.placement is not None or not tokens.num_tokens:
+        what = "empty" if tokens.placement is None else "of a 3D asset"
+        raise ValueError(f"these tokens are {what}; give those of a video or an image")
+    made = plan(method, _features(tokens.data, load), budget, grid=tokens.grid, **options)
+    rows = tokens.data.flatten(0, 2)
+    place = made.rep[0]
+    return Compact(
+        data=_kept(rows, made),
+        plan=TokenPlan(
+            method=method,
+            budget=budget,
+            options=options,
+            grid=tokens.grid,
+            place=place,
+            source=sources(made),
+            size=made.size[0].float(),
+        ),
+        grid=tokens.grid,
+        seconds=_seconds(tokens)[place // math.prod(tokens.grid[1:])],
+    )
+
+
+def whole_tokens(tokens: Tokens) -> Compact:
+    """All tokens of a clip, in the form of compact ones."""
+    N = tokens.num_tokens
+    every = torch.arange(N)
+    plan = TokenPlan(
+        method="none",
+        budget=None,
+        options={},
+        grid=tokens.grid,
+        place=every,
+        source=every,
+        size=torch.ones(N),
+    )
+    seconds = _seconds(tokens)[every // math.prod(tokens.grid[1:])]
+    return Compact(data=tokens.data.flatten(0, 2), plan=plan, grid=tokens.grid, seconds=seconds)
+
+
 def compress_file(
     src: AnyPath,
     dst: AnyPath,
@@ -89,49 +155,33 @@ def compress_file(
     Args:
         src: A token file of a video or an image.
         dst: The compact file; it appears when it is complete.
-        method: A name of `METHODS` that needs nothing but tokens.
-        budget: As `plan` takes it.
-        load: Gives the tokenizer that made the tokens; only called for codes.
+        method: As `compress_tokens` takes it.
+        budget: As `compress_tokens` takes it.
+        load: As `compress_tokens` takes it.
         **options: Settings of the method.
 
     Raises:
-        TokensError: `src` is damaged, compact already or of a 3D asset, or `dst` cannot be written.
-        KeyError: There is no such method.
-        ValueError: The method needs more than tokens, or a setting does not fit.
+        TokensError: `src` is damaged or compact already, or `dst` cannot be written.
+        KeyError: As `compress_tokens`.
+        ValueError: As `compress_tokens`.
     """
     src, dst = os.fspath(src), os.fspath(dst)
-    if method in METHODS and METHODS[method].needs != ("tokens",):
-        needs = " and ".join(METHODS[method].needs[1:])
-        able = sorted(name for name, m in METHODS.items() if m.needs == ("tokens",))
-        raise ValueError(f"{method} needs {needs}, which no token file holds; choose one of {able}")
     with TokenFile(src) as file:
         layout = file.layout
-        if layout.plan is not None or layout.placement is not None or not layout.grid[0]:
-            what = "a compact file" if layout.plan else "of a 3D asset" if layout.placement else ""
-            raise TokensError(f"{src} is {what or 'empty'}; give the tokens of a video")
-        data = file.read(0, layout.grid[0])
+        if layout.plan is not None:
+            raise TokensError(f"{src} is a compact file; give the one that it was made from")
+        tokens = tokens_of(file, 0, layout.grid[0])
     started = time.perf_counter()
-    made = plan(method, _features(data, load), budget, grid=layout.grid, **options)
+    made = compress_tokens(tokens, method, budget, load=load, **options)
     seconds = time.perf_counter() - started
-    rows = data.flatten(0, 2)
-    kept = _kept(rows, made)
-    record = TokenPlan(
-        method=method,
-        budget=budget,
-        options=options,
-        grid=layout.grid,
-        place=made.rep[0],
-        source=sources(made),
-        size=made.size[0].float(),
-    )
-    compact = replace(layout, plan=record)
-    stored = to_rows(kept[:, None, None], layout.info)
+    stored = to_rows(made.data[:, None, None], layout.info)
+    compact = replace(layout, plan=made.plan)
     compact.write(Path(dst), hashlib.sha256(stored).hexdigest(), [stored])
     return CompressResult(
         src=src,
         dst=dst,
-        kept=len(kept),
-        total=len(rows),
+        kept=len(made.data),
+        total=tokens.num_tokens,
         num_bytes=os.path.getsize(dst),
         seconds=seconds,
     )
@@ -148,12 +198,8 @@ def read_compact(path: AnyPath) -> Compact:
         if layout.plan is None:
             raise TokensError(f"{path} holds all its tokens; use Tokens.load")
         data = file.read_rows(0, layout.num_rows)
-    return Compact(
-        data=data,
-        plan=layout.plan,
-        grid=layout.grid,
-        seconds=_seconds(layout)[layout.plan.place // math.prod(layout.grid[1:])],
-    )
+    group = layout.plan.place // math.prod(layout.grid[1:])
+    return Compact(data=data, plan=layout.plan, grid=layout.grid, seconds=_seconds(layout)[group])
 
 
 def sources(made: Plan) -> Tensor:
@@ -188,10 +234,11 @@ def _kept(rows: Tensor, made: Plan) -> Tensor:
     return made.apply(rows[None].float())[0].to(rows.dtype)
 
 
-def _seconds(layout: Layout) -> Tensor:
+def _seconds(tokens: Tokens | Layout) -> Tensor:
     """[t] float64 time of the first frame of each time group."""
-    starts = group_frames(
-        layout.size[0], layout.info.patch[0], layout.info.causal, window_of(layout.preprocess)
-    )
+    if tokens.info is None:
+        raise ValueError("tokens without tokenizer info have no known times; set info")
+    patch, causal = tokens.info.patch[0], tokens.info.causal
+    starts = group_frames(tokens.size[0], patch, causal, window_of(tokens.preprocess))
     first = torch.tensor(starts[:-1])
-    return first.double() if layout.pts is None else layout.pts[first]
+    return first.double() if tokens.pts is None else tokens.pts[first]
