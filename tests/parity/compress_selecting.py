@@ -45,6 +45,7 @@ def check_prumerge(p: dict[str, Any], i: Tensors, o: Tensors, name: str) -> None
         ratio=None if p["if_adaptive"] else p["reduction_ratio"],
         plus=name.startswith("plus"),
         neighbours=p["neighbors"],
+        upstream_batch=True,
     )
     close(plan.apply(x), o["tokens"], SUMS)
 

@@ -89,59 +89,66 @@ def density_peaks(
     P, N, _ = x_PND.shape
     centres = torch.empty(P, count, dtype=torch.long, device=x_PND.device)
     labels = torch.empty(P, N, dtype=torch.long, device=x_PND.device)
-    for part in blocks(P, N * min(N, 2**12), x_PND, scale=4):
-        mask = None if mask_PN is None else mask_PN[part]
+    for part in blocks(P, N * min(N, 2**12), x_PND):
         x = deciding(x_PND[part])
-        peaks = _peaks(x, min(k, N), mask)
+        distances = _Distances(x)
+        peaks = _peaks(distances, min(k, N), None if mask_PN is None else mask_PN[part])
         if upstream_ties:
             centres[part] = peaks.topk(count, dim=1).indices
         else:
             centres[part] = top(peaks, count, order="score")
-        labels[part] = nearest(x, rows_of(x, centres[part]))
+        labels[part] = distances.nearest(centres[part])
     own = torch.arange(count, device=x_PND.device).expand(P, count)
     return centres, labels.scatter(1, centres, own)
 
 
-def _peaks(x: Tensor, k: int, mask: Tensor | None) -> Tensor:
-    """Density times the distance to the nearest denser token: [P, N]."""
-    P, N, D = x.shape
-    square = x.square().sum(-1)
-    index = torch.arange(N, device=x.device)
-    cuts = list(blocks(N, P * N, x, scale=64))
-    held: dict[int, Tensor] = {}
+class _Distances:
+    """Squared distances of all pairs, in blocks of rows; held where one block is enough."""
 
-    def distances(rows: slice) -> Tensor:
-        """Squared, over the width."""
-        if rows.start in held:
-            return held[rows.start]
-        d = x[:, rows] @ x.transpose(1, 2)
-        d = torch.add(square[:, rows, None] + square[:, None], d, alpha=-2).clamp_(min=0).div_(D)
-        d[:, index[rows] - rows.start, index[rows]] = 0
-        if len(cuts) == 1:  # two nearest to each other are equally dense, to the bit
-            held[0] = torch.minimum(d, d.transpose(1, 2))
-            return held[0]
+    def __init__(self, x_PND: Tensor) -> None:
+        self.x = x_PND
+        P, N, _ = x_PND.shape
+        self.square = norms(x_PND).square()
+        self.blocks = list(blocks(N, P * N, x_PND, scale=64))
+        self.held: Tensor | None = None
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """[P, rows, N]; 0 from a token to itself."""
+        if self.held is not None:
+            return self.held
+        d = torch.baddbmm(
+            self.square[:, None], self.x[:, rows], self.x.transpose(1, 2), alpha=-2
+        ).add_(self.square[:, rows, None])
+        d.diagonal(rows.start, 1, 2)[:, : rows.stop - rows.start] = 0
+        if len(self.blocks) == 1:  # two nearest to each other are equally dense, to the bit
+            self.held = d = torch.minimum(d, d.transpose(1, 2))
         return d
 
-    furthest = x.new_zeros(P)
-    density = x.new_empty(P, N)
-    for rows in cuts:
-        d = distances(rows)
+    def nearest(self, centres_PK: Tensor) -> Tensor:
+        """The nearest of some of the tokens, the first where equal."""
+        if self.held is None:
+            return nearest(self.x, rows_of(self.x, centres_PK))
+        return rows_of(self.held, centres_PK).argmin(dim=1)
+
+
+def _peaks(distances: _Distances, k: int, mask: Tensor | None) -> Tensor:
+    """Density times the distance to the nearest denser token: [P, N]."""
+    P, N, D = distances.x.shape
+    furthest, density = distances.square.new_zeros(P), distances.square.new_empty(P, N)
+    for rows in distances.blocks:
+        d = distances[rows]
         furthest = furthest.maximum(d.amax((1, 2)))
-    for rows in cuts:
-        d = distances(rows)
         if mask is not None:
-            d = d.sqrt().where(mask[:, None], furthest.sqrt()[:, None, None] + 1).square()
-        density[:, rows] = (-d.topk(k, dim=2, largest=False).values.mean(2)).exp()
+            d = d.masked_fill(~mask[:, None], torch.inf)
+        near = d.topk(k, dim=2, largest=False, sorted=False).values.clamp(min=0)
+        density[:, rows] = (-near.mean(2) / D).exp()
     if mask is not None:
         density = density * mask
-    far = x.new_empty(P, N)
-    for rows in cuts:
+    far = torch.empty_like(density)
+    for rows in distances.blocks:
         denser = density[:, None] > density[:, rows, None]
-        if mask is not None:
-            denser &= mask[:, None]
-        d = distances(rows).where(denser, furthest[:, None, None])
-        far[:, rows] = d.amin(2).sqrt()
-    return far * density
+        far[:, rows] = distances[rows].where(denser, furthest[:, None, None]).amin(2)
+    return (far.clamp(min=0) / D).sqrt() * density
 
 
 def nearest(x_PND: Tensor, centres_PKD: Tensor) -> Tensor:

@@ -17,31 +17,37 @@ _CPU_BLOCK, _GPU_BLOCK = 2**18, 2**26  # numbers handled at once: of the size of
 
 def deciding(x: Tensor) -> Tensor:
     """Tokens in a type fit to decide in: float32 at least, without gradients."""
-    return x.detach() if x.dtype in (torch.float32, torch.float64) else x.detach().float()
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
-def blocks(rows: int, numbers: int, x: Tensor, scale: int = 1) -> Iterator[slice]:
+def blocks(rows: int, numbers: int, x: Tensor, *, scale: int = 1) -> Iterator[slice]:
     """Cut `rows` rows of `numbers` numbers each into runs that fit a cache."""
     step = max(1, scale * (_GPU_BLOCK if x.is_cuda else _CPU_BLOCK) // max(numbers, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
 
+def dots(x: Tensor, y: Tensor) -> Tensor:
+    """Products of tokens at the same place of two tensors: [..., N] of [..., N, D]."""
+    rows_x, rows_y = x.flatten(0, -2), y.flatten(0, -2)
+    products = deciding(x.new_empty(len(rows_x)))
+    for run in blocks(len(rows_x), rows_x.shape[1], x):
+        products[run] = (deciding(rows_x[run]) * deciding(rows_y[run])).sum(-1)
+    return products.view(x.shape[:-1])
+
+
 def norms(x: Tensor) -> Tensor:
     """Euclidean lengths of the last axis, at least `TINY`."""
-    flat = x.reshape(-1, x.shape[-1])
-    parts = [deciding(flat[run]).norm(dim=-1) for run in blocks(len(flat), flat.shape[1], flat)]
-    return torch.cat(parts).clamp(min=TINY).view(x.shape[:-1])
+    rows = x.flatten(0, -2)
+    lengths = deciding(x.new_empty(len(rows)))
+    for run in blocks(len(rows), rows.shape[1], x):
+        lengths[run] = deciding(rows[run]).norm(dim=-1)
+    return lengths.clamp(min=TINY).view(x.shape[:-1])
 
 
 def cosine(x: Tensor, y: Tensor) -> Tensor:
-    """Cosines of tokens at the same place of two tensors, [..., N, D] each."""
-    rows_x, rows_y = x.flatten(0, -2), y.flatten(0, -2)
-    dots = []
-    for run in blocks(len(rows_x), rows_x.shape[1], rows_x):
-        a, b = deciding(rows_x[run]), deciding(rows_y[run])
-        dots.append((a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)).clamp(min=TINY))
-    return torch.cat(dots).view(x.shape[:-1])
+    """Cosines of tokens at the same place of two tensors: [..., N] of [..., N, D]."""
+    return dots(x, y) / (norms(x) * norms(y))
 
 
 def change(x_BTND: Tensor) -> Tensor:
@@ -50,18 +56,11 @@ def change(x_BTND: Tensor) -> Tensor:
     Returns:
         [B, T, N].
     """
-    B, T, N, _ = x_BTND.shape
-    score = torch.full((B, T, N), torch.inf, device=x_BTND.device, dtype=deciding_dtype(x_BTND))
-    for b in range(B):
-        for run in blocks(T - 1, x_BTND[0, 0].numel(), x_BTND):
-            after = slice(run.start + 1, run.stop + 1)
-            score[b, after] = 1 - cosine(x_BTND[b, after], x_BTND[b, run])
+    length = norms(x_BTND)
+    products = torch.stack([dots(x[1:], x[:-1]) for x in x_BTND])
+    score = torch.full_like(length, torch.inf)
+    score[:, 1:] = 1 - products / (length[:, 1:] * length[:, :-1])
     return score
-
-
-def deciding_dtype(x: Tensor) -> torch.dtype:
-    """The type that decisions about `x` are made in."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 def negative_entropy(attention: Tensor) -> Tensor:

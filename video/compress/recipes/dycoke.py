@@ -9,7 +9,7 @@ from torch import Tensor
 
 from video.compress.budget import evenly
 from video.compress.plan import Plan
-from video.compress.score import cosine, deciding_dtype
+from video.compress.score import deciding, norms
 
 
 def dycoke(
@@ -48,9 +48,11 @@ def dycoke(
     rest = len(between) * int((1 - k) * N) if keep is None else keep - whole
     for t, count in zip(between, evenly(rest, len(between)), strict=True):
         counts[t] = count
-    score = torch.zeros(B, T, N, device=x_BTND.device, dtype=deciding_dtype(x_BTND))
+    length = norms(x_BTND)
+    score = torch.zeros_like(length)
     for t in between:
-        score[:, t] = cosine(x_BTND[:, t], x_BTND[:, reference[t]])
+        score[:, t] = (deciding(x_BTND[:, t]) * deciding(x_BTND[:, reference[t]])).sum(-1)
+    score[:, : len(reference)] /= length[:, : len(reference)] * length[:, reference]
     rank = score.argsort(dim=2, stable=True)
     index = torch.cat([rank[:, t, :count] + t * N for t, count in enumerate(counts)], dim=1)
     return Plan.keep(index, T * N)

@@ -73,6 +73,7 @@ def prumerge(
     ratio: float | None = None,
     plus: bool = False,
     neighbours: int = 32,
+    upstream_batch: bool = False,
 ) -> Plan:
     """Keep the tokens of each frame that stand out in attention, with what is like them.
 
@@ -81,10 +82,11 @@ def prumerge(
         keep: Outputs of each sample, exactly; the one of the others is among them.
         attention: [B, T, N] of a class token, or what each token receives.
         metric: [B, T, N, C] what similarity is measured on, e.g. keys; the tokens by default.
-        ratio: Without `keep`: share that stays. By default the outliers of each frame stay, where
-            the published code mixes the quartiles of a batch.
+        ratio: Without `keep`: share that stays. By default the outliers of each frame stay.
         plus: Without `keep`: further keep tokens at even distances, three times as many.
         neighbours: Of each kept token, how many are added to it.
+        upstream_batch: Do as the published code: outliers are those of all frames of the batch
+            together, and all frames keep the same number.
     """
     B, T, N, _ = x_BTND.shape
     score = per_token(attention, x_BTND)
@@ -98,9 +100,11 @@ def prumerge(
 
         return per_frame(B, T, N, keep, decide)
     flat = score.flatten(0, 1)
+    if ratio is None and upstream_batch:
+        ratio = int(outliers(flat.view(1, -1)).sum()) / flat.numel()
     if ratio is None:
         counts = outliers(flat).sum(1)
-        ratio = float(counts.sum()) / flat.numel()
+        ratio = int(counts.sum()) / flat.numel()
     else:
         counts = torch.full((B * T,), int(N * ratio), device=score.device)
     stride = max(1, int(int(1 / ratio) / 3)) if plus and ratio else None
