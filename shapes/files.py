@@ -106,10 +106,12 @@ def tokenize(tok: Tokenizer, mesh: Mesh) -> Tokens:
         ShapesError: The tokenizer has no 3D stage, or there is no surface in the mesh.
     """
     raster, placement, _ = look_at(mesh, parts_of(tok))
-    return _encode(tok, raster, placement)
+    return encode(tok, raster, placement)
 
 
-def _encode(tok: Tokenizer, raster: Raster, placement: Placement) -> Tokens:
+@torch.no_grad()
+def encode(tok: Tokenizer, raster: Raster, placement: Placement) -> Tokens:
+    """What the encoder sees of a shape (`look_at`) to tokens."""
     side, quantizer = parts_of(tok).config.side, tok.model.quantizer
     planes = raster.planes()[None].to(tok.device, tok.dtype)
     z_BGNL = tok.model.encode_planes(planes)[..., : quantizer.dim]
@@ -200,9 +202,8 @@ def tokenize_file(
             )
     else:
         try:
-            with torch.no_grad():
-                raster, placement, notes = look_at(mesh, parts)
-                tokens = _encode(tok, raster, placement)
+            raster, placement, notes = look_at(mesh, parts)
+            tokens = encode(tok, raster, placement)
         except ShapesError as error:
             raise ShapesError(f"{src}: {error}") from error
         tokens.source = Source(
