@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isqrt, prod
 from typing import Any
 
 import numpy as np
@@ -115,8 +116,9 @@ class Listener:
 
         def heard(*args: Any) -> Tensor:
             placed = plain(*args)
-            q, k = placed[0, 0].clone().chunk(2, dim=1)
-            self.heard |= {f"{name}.q_rope": q, f"{name}.k_rope": k}
+            for side, part in zip("qk", placed[0, 0].clone().chunk(2, dim=1), strict=True):
+                before = self.heard.get(f"{name}.{side}_rope", part[:0])  # tokens come in parts
+                self.heard[f"{name}.{side}_rope"] = torch.cat([before, part])
             return placed
 
         attention._place = heard
@@ -301,12 +303,17 @@ def test_pixels_are_prepared_as_published(golden: Golden, case: str):
 @every("preprocessing", None)
 def test_single_frames_and_dense_batches_are_prepared_as_published(golden: Golden, case: str):
     if "framepad.pixels" in golden.names:
-        tokens, coords = frames_alone(clip(golden.tensor("framepad.pixels")) / 127.5 - 1, (4, 8, 8))
+        x, want = clip(golden.tensor("framepad.pixels")), golden.tensor("framepad.coords")
+        rows, columns = (want.amax(0)[2:4] + 1).tolist()
+        sides = (x.shape[2] // rows, x.shape[3] // columns)
+        frames = golden.tensor("framepad.tokens").shape[1] // (3 * prod(sides))
+        tokens, coords = frames_alone(x / 127.5 - 1, (frames, *sides))
         same(tokens, golden.tensor("framepad.tokens"))
-        same(F.pad(coords, (1, 0)), golden.tensor("framepad.coords"))
+        same(F.pad(coords, (1, 0)), want)
     if "dense.pixels" in golden.names:
         x = torch.stack([clip(image) for image in golden.tensor("dense.pixels")]) / 127.5 - 1
-        parts = dense_tokens(x, (1, 16, 16))
+        side = isqrt(golden.tensor("dense.tokens_row0").shape[0] // 3)
+        parts = dense_tokens(x, (1, side, side))
         tokens = torch.cat([tokens for tokens, _ in parts])
         coords = torch.cat([F.pad(c, (1, 0), value=i) for i, (_, c) in enumerate(parts)])
         same(coords, golden.tensor("dense.coords"))
