@@ -231,7 +231,7 @@ class Layer:
         head = self.width // self.heads
         inside = F.rms_norm(x_BND, x_BND.shape[2:])
         qkv = rearrange(F.linear(inside, self.weight["qkv"]), "b n (h k) -> b h n k", k=head)
-        q, k, v = qkv.split([self.heads, self.groups, self.groups], dim=1)
+        q, k, v = qkv[:, : self.heads], *qkv[:, self.heads :].chunk(2, dim=1)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         x_BND = x_BND + F.linear(mixed.transpose(1, 2).flatten(2), self.weight["out"])
         inside = F.linear(F.rms_norm(x_BND, x_BND.shape[2:]), self.weight["up"])

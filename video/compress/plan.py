@@ -271,7 +271,7 @@ class Plan:
             rep=rep,
             size=other.size if other.sized else other.apply(self.size, "sum"),
             num_in=self.num_in,
-            sized=self.sized or other.sized,
+            sized=self.sized,
         )
 
     def in_order(self) -> Plan:

@@ -39,17 +39,6 @@ def guided_pooling(
     return pool.weighted(members, logits.softmax(2), weight_BN.shape[1])
 
 
-def relevance(x_BND: Tensor, text_BLD: Tensor, scale: float = 100.0) -> Tensor:
-    """How much each token has to do with a text: [B, N], a softmax over all tokens.
-
-    Args:
-        x_BND: Tokens, in the space of the text.
-        text_BLD: Text tokens, which are averaged.
-        scale: Of the cosines.
-    """
-    return (scale * cosine_matrix(text_BLD.mean(1, keepdim=True), x_BND)).softmax(2)[:, 0]
-
-
 def ppllava(
     x_BTND: Tensor,
     keep: int | None = None,
@@ -57,6 +46,7 @@ def ppllava(
     text: Tensor,
     grid: tuple[int, ...] | None = None,
     kernel: Triple = (2, 3, 3),
+    scale: float = 100.0,
     temperature: float = 0.01,
 ) -> Plan:
     """Average boxes of the video, weighting tokens by what they have to do with a text.
@@ -67,11 +57,13 @@ def ppllava(
         text: [B, L, D].
         grid: (h, w) of a frame.
         kernel: Without `keep`: size of the boxes; smaller where the video is.
-        temperature: Of the softmax inside boxes.
+        scale: Of cosines, before a softmax over all tokens says how relevant each is.
+        temperature: Of the softmax of that inside boxes.
     """
     B, T, N, _ = x_BTND.shape
     h, w = frame_grid(N, grid)
-    weight = relevance(x_BTND.flatten(1, 2), text)
+    cosine = cosine_matrix(text.mean(1, keepdim=True), x_BTND.flatten(1, 2))[:, 0]
+    weight = (scale * cosine).softmax(1)
     if keep is None:
         size = (min(kernel[0], T), min(kernel[1], h), min(kernel[2], w))
         return guided_pooling(weight, (T, h, w), size, size, temperature)
@@ -80,4 +72,4 @@ def ppllava(
     label = pool.boxes(T, h, w, times, keep, x_BTND.device).expand(B, -1)
     most = weight.new_full((B, keep), -torch.inf).scatter_reduce(1, label, weight, "amax")
     inside = ((weight - most.gather(1, label)) / temperature).exp()
-    return partition(label, best_of_each(label, weight, keep), inside)
+    return partition(label, best_of_each(label, cosine, keep), inside)

@@ -45,8 +45,8 @@ def prumerge_step(
     slot = order.argsort(dim=1).argsort(dim=1)
     num_kept = kept.sum(1)
     K = int(num_kept.max())
-    rep = torch.full((P, K + 1), -1, device=kept.device)
-    rep = rep.scatter(1, slot.where(kept, K), index.expand(P, N))
+    rep = torch.full((P, K + 2), -1, device=kept.device)  # those not kept write past the end
+    rep = rep.scatter(1, slot.where(kept, K + 1), index.expand(P, N))[:, : K + 1]
     best_left = attention_PN.masked_fill(kept, -torch.inf).argmax(dim=1)
     rep[torch.arange(P), num_kept] = best_left.where(num_kept < N, -1)
     neighbours = min(neighbours, N - 1)
