@@ -101,13 +101,10 @@ def from_corpus(corpus: Path, protocol: Protocol) -> list[Source]:
 
 def corpus_items(split: Path, kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     """[T, H, W, 3] memory-mapped pixels and facts of each clip or image of a split."""
-    import numpy as np
+    from video.data.datasets import read_corpus
 
     entries = json.loads((split / f"{kind}s.json").read_text())
-    flat = np.memmap(split / f"{kind}s.bin", dtype=np.uint8, mode="r")
-    for entry in entries:
-        shape = (entry.get("frames", 1), entry["height"], entry["width"], 3)
-        yield flat[entry["offset"] :][: math.prod(shape)].reshape(shape), entry
+    yield from zip(read_corpus(split, f"{kind}s"), entries, strict=True)
 
 
 def from_folder(folder: str, protocol: Protocol) -> list[Source]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.commands import media_codecs
-from tools.commands.eval_data import Item, corpus_items
+from tools.commands.eval_data import Item
 from tools.commands.scoring import Coded
 from tools.commands.stopping import check
 
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
 DRAWS = 48  # batches of training clips that linear tokenizers are fitted to
 SIDE = 128  # pixels of their crops
-MIX = (("still", 0.2, 32, 1), ("pan", 0.35, 6, 17), ("video", 0.65, 6, 17))  # weight, clips, frames
-SEED = 0
+MIX = (
+    ("images", 0.2, 32, 1),
+    ("pans", 0.35, 6, 17),
+    ("videos", 0.65, 6, 17),
+)  # weight, clips, frames
+SEED, ENDLESS = 0, 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,47 +186,32 @@ def training_clips(
 ) -> Iterator[Tensor]:
     """Batches of crops of a corpus' training split, [B, 3, T, H, W] uint8 of whole patches.
 
-    Pictures, pictures with a moving camera and videos take turns at random; larger items come more
-    often.
+    Pictures, pictures with a moving camera and videos, mixed as the shipped weights' training does.
 
     Args:
         corpus: The corpus folder.
         patch: (frames, height, width) in pixels.
         draws: How many; None never ends.
     """
-    import numpy as np
-    import torch
+    from omnitok.train.config import DatasetConfig, SourceConfig, StageConfig, TrainConfig
+    from omnitok.train.sampler import Sampler
+    from video.data.datasets import find_items
 
-    from video.data.crops import pan, resize, span, window
+    def whole(frames: int) -> tuple[int, int, int]:
+        t, h, w = patch
+        return 1 + -(-(frames - 1) // t) * t, -(-SIDE // h) * h, -(-SIDE // w) * w
 
-    items = {
-        kind: [pixels for pixels, _ in corpus_items(corpus / "train", kind)]
-        for kind in ("image", "video")
-    }
-    odds = {kind: np.sqrt([float(x.size) for x in own]) for kind, own in items.items()}
-    odds = {kind: weights / weights.sum() for kind, weights in odds.items()}
-    shares = np.array([entry[1] for entry in MIX])
-    size = (-(-SIDE // patch[1]) * patch[1], -(-SIDE // patch[2]) * patch[2])
-    draw = 0
-    while draws is None or draw < draws:
+    mix = [
+        SourceConfig(kind=kind, weight=weight, batch=batch, sizes=[whole(frames)], stride=(1, 1))
+        for kind, weight, batch, frames in MIX
+    ]
+    stage = StageConfig(name="crops", steps=draws or ENDLESS, mix=mix)
+    config = TrainConfig(model={}, stages=[stage], seed=SEED)
+    items = find_items(DatasetConfig(path=str(corpus / "train"), format="corpus"))
+    sampler = Sampler(config, {"corpus": items})
+    for number in range(len(sampler)):
         check()
-        rng = np.random.default_rng([SEED, draw])
-        kind, _, batch, frames = MIX[rng.choice(len(MIX), p=shares / shares.sum())]
-        frames = 1 + -(-(frames - 1) // patch[0]) * patch[0]
-        clips = []
-        for _ in range(batch):
-            pool = "video" if kind == "video" else "image"
-            item = items[pool][rng.choice(len(items[pool]), p=odds[pool])]
-            if kind == "pan":
-                clip = pan(rng, item[0], frames, size)
-            else:
-                top, left, height, width = window(rng, item.shape[1], item.shape[2], size)
-                numbers = span(rng, len(item), frames, 1.0)
-                part = item[numbers][:, top : top + height, left : left + width]
-                clip = resize(part, size)
-            clips.append(np.ascontiguousarray(clip))
-        yield torch.from_numpy(np.stack(clips)).permute(0, 4, 1, 2, 3)
-        draw += 1
+        yield sampler[number].tensors["pixels"]
 
 
 def codebook_use(tok: Tokenizer, corpus: Path, tokens: int) -> dict[str, Any]:
