@@ -165,7 +165,7 @@ class Autoencoder(nn.Module):
     def forward_planes(self, batch: PlaneBatch) -> PlaneResult:
         """Encode, quantize and decode 3D assets, and compare their fields with the truth.
 
-        The sum of `losses` (weights 1, 0.3, 1e-5) and of `quantized.losses` is to be minimised.
+        To be minimised: the sum of `losses` (weights 1, 0.3, 0.3, 1e-5) and `quantized.losses`.
         """
         parts = self._plane_parts()
         quantized = self.quantizer(self.encode_planes(batch.raster))

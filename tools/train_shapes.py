@@ -31,7 +31,7 @@ from omnitok.planes_start import start_planes
 from omnitok.presets import preset
 from shapes.datasets import Prepared, ShapeSampler
 
-WEIGHTS = {"inside": 1.0, "color": 0.3, "roughness": 1e-5, "kl": 1e-6}
+WEIGHTS = {"inside": 1.0, "overlap": 0.3, "color": 0.3, "roughness": 1e-5, "kl": 1e-6}
 SCORED = 10_000  # queries of a held-out shape
 CLIP = (4, 9, 128)  # clips of a batch, their frames and the side of their frames
 

@@ -138,7 +138,7 @@ def test_training_data_is_kept_and_drawn_by_step(tmp_path):
     assert not one.points.equal(other.points)
     assert one.raster.shape == (2, 3, PLANES.channels, 32, 32)
     result = shape_tokenizer().model.forward_planes(one)
-    assert set(result.losses) == {"inside", "color", "roughness"}
+    assert set(result.losses) == {"inside", "overlap", "color", "roughness"}
     path.write_bytes(b"x")
     with pytest.raises(ShapesError, match="prepare it again"):
         Prepared.load(path)
