@@ -19,6 +19,7 @@ from omnitok.interop.atoken_gaussians import PARTS, GaussianConfig, GaussianDeco
 from omnitok.interop.atoken_net import ATokenModel
 from omnitok.interop.atoken_tokenizer import ATokenTokenizer
 from omnitok.interop.loading import Published, System
+from omnitok.nn.layout import GLOBAL
 from omnitok.quantize.base import QuantizerConfig
 
 C = TypeVar("C")
@@ -57,6 +58,7 @@ _FIXED = {  # settings that change the network, as they are in all that was publ
     "quantizer_type": "fsq",
     "quantizer_chunk_size": 1,
 }
+_BLOCK: dict[str, Any] = {"lookback": 0, "norm_affine": True, "mlp": "gelu_tanh"}
 _NAMES = (  # ours and theirs: the first that fits the start of a name
     (r"(encoder|decoder)\.embed\.", r"\1.input_layer."),
     (r"(encoder|decoder)\.positions\.", r"\1.pos_embedder.position_embedding."),
@@ -125,14 +127,12 @@ def config_of(name: str, arch: Mapping[str, Any]) -> TokenizerConfig:
         return StackConfig(
             width=arch[f"{side}_model_channels"],
             heads=arch[f"{side}_num_heads"],
-            layers=("global",) * arch[f"{side}_num_blocks"],
+            layers=(GLOBAL,) * arch[f"{side}_num_blocks"],
             mlp_hidden=arch[f"{side}_mlp_channels"],
-            lookback=0,
             qk_norm="affine" if arch[f"{side}_qk_rms_norm"] else False,
             norm="rms" if rms else "layer",
-            norm_affine=True,
-            mlp="gelu_tanh",
             bias=arch[f"{side}_use_bias"],
+            **_BLOCK,
         )
 
     quantizer = QuantizerConfig(kind="kl", dim=arch["latent_channels"])
@@ -154,6 +154,24 @@ def config_of(name: str, arch: Mapping[str, Any]) -> TokenizerConfig:
         decoder=stack("decoder"),
         quantizer=quantizer,
     )
+
+
+def read_config(values: Mapping[str, Any]) -> TokenizerConfig:
+    """The config in a file of our own.
+
+    Raises:
+        ValueError: It is not that of an AToken.
+    """
+    config = TokenizerConfig.from_dict(values)
+    for side, stack in (("encoder", config.encoder), ("decoder", config.decoder)):
+        free = ("width", "heads", "layers", "mlp_hidden", "qk_norm", "norm", "bias")
+        chosen = {name: getattr(stack, name) for name in free}
+        chosen["layers"] = (GLOBAL,) * stack.depth
+        if stack != StackConfig(**chosen, **_BLOCK):
+            raise ValueError(f"the blocks of its {side} are not those of an AToken")
+    if config.quantizer.kind not in ("kl", "fsq"):
+        raise ValueError(f"quantizer {config.quantizer.kind!r} is not that of an AToken")
+    return config
 
 
 def is_discrete(name: str) -> bool:
@@ -306,7 +324,7 @@ ATOKEN = System(
     name="atoken",
     marks=_wrapped(MARKS),
     translate=_translate,
-    read_config=TokenizerConfig.from_dict,
+    read_config=read_config,
     build=ATokenModel,
     wrap=ATokenTokenizer,
 )

@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omnitok.config import StackConfig, reject_unknown
+from omnitok.config import MAX_WIDTH, StackConfig, hold_to_types, reject_unknown
 from omnitok.interop.atoken_layout import windows_of
 from omnitok.nn.layout import LOCAL, SHIFTED, Layout, Partition
 from omnitok.nn.stack import Stack
+from omnitok.token_facts import conform
 
 SOFT_CAP = 30.0
 _FIXED = {"attn_mode": "swin", "perturb_offset": True, "scaling_activation": "softplus"}
@@ -52,16 +53,27 @@ class GaussianConfig:
     resolution: int = 64
     num_gaussians: int = 32
     voxel_size: float = 1.5
-    rates: Mapping[str, float] = field(default_factory=lambda: {"rotation": 0.1})
+    rates: dict[str, float] = field(default_factory=lambda: {"rotation": 0.1})
     filter_size: float = 9e-4
     scaling_bias: float = 4e-3
     opacity_bias: float = 0.1
 
     def __post_init__(self) -> None:
-        self.rates = dict(self.rates)
+        hold_to_types(self)
         unknown = sorted(set(self.rates) - set(PARTS))
         if unknown:
             raise ValueError(f"unknown parts {unknown}; choose from {list(PARTS)}")
+        self.rates = {name: conform(name, rate, float) for name, rate in self.rates.items()}
+        if set(self.stack.layers) - {LOCAL, SHIFTED}:
+            raise ValueError(f"layers={self.stack.layers} must be {LOCAL!r} or {SHIFTED!r}")
+        for name in ("latent_channels", "resolution", "num_gaussians"):
+            if not 1 <= getattr(self, name) <= MAX_WIDTH:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 1 and {MAX_WIDTH}")
+        for name, most in (("voxel_size", 64.0), ("scaling_bias", 1.0), ("opacity_bias", 1.0)):
+            if not 0 < getattr(self, name) < most:
+                raise ValueError(f"{name}={getattr(self, name)} must be between 0 and {most}")
+        if self.filter_size < 0:
+            raise ValueError(f"filter_size={self.filter_size} must be at least 0")
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-friendly dict that `from_dict` reads back."""

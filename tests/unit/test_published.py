@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 from dataclasses import replace
@@ -14,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import omnitok
-from omnitok.checkpoint import CheckpointError
+from omnitok.checkpoint import CONFIG_KEY, CheckpointError
 from omnitok.hub import open_named
 from omnitok.interop import registry
 from omnitok.interop.atoken_gaussians import GaussianDecoder
@@ -197,6 +198,57 @@ def test_a_config_that_lies_is_refused(file, tmp_path):
     with pytest.raises(CheckpointError, match=r"'decoder\.|'encoder\."):
         opened.save(tmp_path / "own.safetensors")
     assert not (tmp_path / "own.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "value"),
+    [
+        ("encoder", "lookback", 1),
+        ("decoder", "rope_base", 1.0),
+        ("encoder", "layers", ["global", "local"]),
+        ("decoder", "heads", 0),
+        ("quantizer", "levels", [4, 4]),
+        (None, "patch", [4, 8]),
+        (None, "patch", [4, 16, 16]),
+        (None, "name", 3),
+        (None, "extra", 3),
+    ],
+)
+def test_a_wrong_entry_in_our_own_file_is_refused(part, entry, value, tmp_path):
+    path = tmp_path / "own.safetensors"
+    open_named(save(tmp_path / "atoken-sod.pt", atoken_state())).save(path)
+    rewrite(path, part, entry, value)
+    assert "own.safetensors" in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("part", "entry", "value"),
+    [
+        ("stack", "layers", ["global", "local"]),
+        ("rates", "rotation", "x"),
+        ("rates", "size", 1.0),
+        (None, "resolution", 0),
+        (None, "num_gaussians", 2**40),
+        (None, "opacity_bias", 1.5),
+        (None, "filter_size", -1.0),
+        (None, "voxel_size", None),
+    ],
+)
+def test_a_wrong_entry_of_a_gaussian_decoder_is_refused(part, entry, value, tmp_path):
+    path = tmp_path / "own.safetensors"
+    open_named(save(tmp_path / "gs.pt", gaussian_state())).save(path)
+    rewrite(path, part, entry, value)
+    assert "own.safetensors" in refusal(path)
+
+
+def rewrite(path, part, entry, value):
+    """Change one entry of the config of our own file."""
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}
+    config = json.loads(metadata[CONFIG_KEY])
+    (config if part is None else config[part])[entry] = value
+    save_file(tensors, path.with_suffix(".new"), {CONFIG_KEY: json.dumps(config)})
+    path.with_suffix(".new").replace(path)
 
 
 def test_known_facts_of_published_weights_are_those_of_their_configs():
