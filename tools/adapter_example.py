@@ -53,7 +53,7 @@ def main() -> None:
     import torch
 
     import omnitok
-    from tools.commands.evaluating import table
+    from tools.commands.eval_table import table
 
     parser = argparse.ArgumentParser(description="Train an adapter on a toy task.")
     parser.add_argument("--clips", type=int, default=600, help="for training (default: 600)")

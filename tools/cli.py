@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from tools.commands import (
     comparing,
+    compress_eval,
     compressing,
     converting,
     decoding,
@@ -43,6 +44,7 @@ COMMANDS = (
     doctoring,
     demonstrating,
     evaluating,
+    compress_eval,
     training,
 )
 

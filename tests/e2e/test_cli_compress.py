@@ -171,3 +171,96 @@ def test_the_result_is_the_same_twice(omnitok, tokens: Path, tmp_path: Path) -> 
     assert a.read_bytes() == b.read_bytes()
     with TokenFile(a) as file:
         assert json.loads(json.dumps(file.facts))["plan"]["method"] == "tome"
+
+
+def test_eval_compress_makes_a_table_and_a_plot(
+    omnitok, clips, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("OMNITOK_FEATURES", str(tmp_path / "none"))
+    words = ("--budget", "0.25", "--budget", "1.0", "--method", "dycoke", "--method", "tome")
+    words += ("--frames", "9", "--size", "48", "-o", tmp_path / "out")
+    for model in (None, "tiny-kl"):
+        run = omnitok(
+            "eval-compress",
+            clips("steady.mp4"),
+            *words,
+            "--json",
+            *(("--model", model) if model else ()),
+            **({} if model is None else {"model": None}),
+        )
+        assert run.status == 0, run.err
+        rows = run.json["undone"]
+        assert [(r["method"], r["budget"]) for r in rows] == [
+            ("dycoke", 0.25),
+            ("dycoke", 1.0),
+            ("tome", 0.25),
+            ("tome", 1.0),
+        ]
+        quarter, whole = rows[0], rows[1]
+        assert quarter["kept"] == pytest.approx(0.25, abs=0.01)
+        assert whole["kept"] == 1
+        assert whole["psnr"] == 100  # nothing was lost
+        assert quarter["psnr"] < 100
+        assert quarter["same_label"] is None
+        assert "no labels" in run.err
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "| dycoke | 0.25" in table
+    plot = (tmp_path / "out" / "plot.svg").read_text()
+    assert plot.startswith("<svg")
+    assert plot.count("<polyline") == 2
+
+
+def test_eval_compress_runs_a_language_model(omnitok, clips, monkeypatch) -> None:
+    import transformers
+    from llm_models import MAKERS
+
+    tiny = MAKERS["llava_onevision"]()
+
+    class Inputs(dict):
+        def to(self, device: str) -> "Inputs":
+            return self
+
+    class Processor:
+        def apply_chat_template(self, messages, add_generation_prompt: bool) -> str:
+            return messages[0]["content"][1]["text"]
+
+        def __call__(self, text, videos, return_tensors: str) -> Inputs:
+            assert text == ["Why?"]
+            assert videos[0].dtype == torch.uint8
+            return Inputs(tiny.prompts([[5, 6], tiny.video(4), [7, 8]]))
+
+    for name, made in (("AutoModelForImageTextToText", tiny.model), ("AutoProcessor", Processor())):
+        monkeypatch.setattr(
+            getattr(transformers, name), "from_pretrained", lambda *_, made=made, **__: made
+        )
+    words = ("--method", "fastv", "--method", "evs", "--budget", "0.25", "--frames", "5")
+    run = omnitok(
+        "eval-compress",
+        clips("steady.mp4"),
+        *words,
+        "--llm",
+        "some",
+        "--question",
+        "Why?",
+        "--json",
+    )
+    assert run.status == 0, run.err
+    rows = run.json["llm"]
+    assert [r["method"] for r in rows] == ["none", "fastv", "evs"]
+    assert [r["method"] for r in run.json["undone"]] == ["evs"]
+    assert rows[0]["divergence"] == 0
+    assert 0 < rows[2]["kept"] < rows[1]["kept"] < rows[0]["kept"] == 17
+    assert (
+        "first word"
+        in omnitok(
+            "eval-compress", clips("steady.mp4"), *words, "--llm", "some", "--question", "Why?"
+        ).out
+    )
+
+
+def test_eval_compress_refuses_what_is_unknown(omnitok, clips, tmp_path: Path) -> None:
+    run = omnitok("eval-compress", clips("steady.mp4"), "--method", "nothing")
+    assert (run.status, "unknown" in run.err) == (2, True)
+    run = omnitok("eval-compress", clips("steady.mp4"), "--llm", tmp_path / "nowhere")
+    assert run.status == 2
+    assert "cannot be loaded" in run.err

@@ -176,7 +176,7 @@ def _settings(args: argparse.Namespace, method: Method) -> dict[str, Any]:
 
 
 def _list(report: Report) -> int:
-    from tools.commands.evaluating import table
+    from tools.commands.eval_table import table
     from video.compress import METHODS
 
     rows = [["method", "needs", "settings", "what it does"]]
