@@ -60,7 +60,7 @@ def share(total: int, weights_BT: Tensor, cap: int) -> Tensor:
             break
         live = weights.where(room > 0, 0)
         live = live.where(live.sum(1, keepdim=True) > 0, (room > 0).double())
-        ideal = left * live / live.sum(1, keepdim=True)
+        ideal = left * live / live.sum(1, keepdim=True).clamp(min=1e-300)
         ideal = (ideal * 1e4).round() / 1e4  # weights equal but for rounding share equally
         whole = ideal.floor().long().minimum(room)
         rest = (left - whole.sum(1, keepdim=True)).clamp(min=0)

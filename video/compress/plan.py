@@ -79,9 +79,12 @@ class Plan:
         )
 
     @staticmethod
-    def identity(batch: int, num_in: int, device: torch.device | str = "cpu") -> Plan:
-        """Keep everything."""
-        return Plan.keep(torch.arange(num_in, device=device).expand(batch, num_in), num_in)
+    def identity(
+        batch: int, num_in: int, device: torch.device | str = "cpu", size: Tensor | None = None
+    ) -> Plan:
+        """Keep everything, of given sizes [B, N] or of 1 each."""
+        plan = Plan.keep(torch.arange(num_in, device=device).expand(batch, num_in), num_in)
+        return plan if size is None else replace(plan, size=size, sized=True)
 
     @staticmethod
     def from_labels(labels: Tensor) -> Plan:

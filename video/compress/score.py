@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 TINY = 1e-12  # the least norm divided by: tokens of zeros are like nothing
-_CPU_BLOCK, _GPU_BLOCK = 2**18, 2**26  # numbers handled at once: of the size of a cache
+_CPU_BLOCK, _GPU_BLOCK = 2**18, 2**22  # numbers handled at once: what a cache holds
 
 
 def deciding(x: Tensor) -> Tensor:

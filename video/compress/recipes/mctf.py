@@ -42,7 +42,7 @@ def mctf_round(
     P, N, _ = x_PND.shape
     r = max(0, min(r, (N - protect) // 2))
     if r == 0:
-        return Plan.identity(P, N, x_PND.device)
+        return Plan.identity(P, N, x_PND.device, size_PN)
     size = torch.ones_like(received_PN) if size_PN is None else size_PN
     weight = attraction(x_PND, received_PN, size, temperatures)
     weight[:, : (protect + 1) // 2] = -torch.inf

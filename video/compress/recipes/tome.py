@@ -41,7 +41,7 @@ def tome_round(
     P, N, _ = metric_PND.shape
     r = max(0, min(r, (N - protect) // 2))
     if r == 0:
-        return Plan.identity(P, N, metric_PND.device)
+        return Plan.identity(P, N, metric_PND.device, size_PN)
     skip = protect == 2
     best, partner = best_match(metric_PND[:, ::2], metric_PND[:, 1 + 2 * skip :: 2])
     if protect:
