@@ -201,7 +201,8 @@ class Tokenizer:
             stop = first + self._groups_at_once(cache)
             parts.append(self._decode_next(z[:, :, first:stop], cache))
             first = stop
-        return torch.cat(parts, dim=2)[:, :, : size[0], : size[1], : size[2]]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return whole[:, :, : size[0], : size[1], : size[2]]
 
     def _check_latents(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.model.quantizer.dim or 0 in z.shape:
