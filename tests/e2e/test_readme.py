@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from omnitok.hub import shipped
 from tools.cli import main
@@ -31,6 +32,10 @@ def desk(tmp_path, monkeypatch):
     shutil.copy(CLIP, tmp_path / "talk.mp4")
     (tmp_path / "holiday").mkdir()
     shutil.copy(CLIP, tmp_path / "holiday" / "beach.mp4")
+    (tmp_path / "my_data").mkdir()
+    for n in range(6):
+        shutil.copy(CLIP, tmp_path / "my_data" / f"{n}.mp4")
+        Image.effect_noise((160, 120), 20 + 20 * n).save(tmp_path / "my_data" / f"{n}.png")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
