@@ -23,7 +23,7 @@ from video.llm.encode import Encoded
 from video.llm.forms import layers_of, text_of
 
 
-@dataclass(kw_only=True)
+@dataclass
 class View:
     """What a method sees before a layer runs.
 
@@ -47,6 +47,13 @@ class View:
     def rows(self, at_BQ: Tensor) -> Tensor:
         """[B, H, Q, N] attention that this layer would pay from some places."""
         return attention_rows(self.layer, self.x, self.rotary, at_BQ)
+
+    def only(self, sample: int) -> View:
+        """A single sample of it."""
+        one = slice(sample, sample + 1)
+        cos, sin = (r[one] if len(r) > 1 else r for r in self.rotary)
+        parts = (p[one] for p in (self.patch, self.words, self.index))
+        return View(self.layer, self.x[one], (cos, sin), *parts)
 
     def received(self) -> Tensor:
         """[B, N] attention that each place would get."""

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from video.compress import Plan
-from video.compress.assign import density_peaks
 from video.compress.budget import exact
 from video.compress.recipes.framefusion import FrameFusion
-from video.compress.select import mask as mask_of
+from video.compress.recipes.in_layers import rated, recycle, text_raters
 from video.compress.select import top
 from video.llm.inside import Method, View
 
@@ -176,74 +175,54 @@ class SparseVLM(Stages):
 
     def before(self, number: int, view: View) -> Plan | None:
         """See `Method`."""
+        visual = places_where(view.patch >= 0)
         if number == 0:
-            self._raters = raters(view)
+            self._raters = raters(view, visual)
         keep = self.left(number, view)
         if keep is None:
             return None
         assert self._raters is not None
-        visual = view.patch >= 0
-        score = rated(view, self._raters.gather(1, view.index))
-        gone = visual_tokens(view.patch) - keep
-        recycled = int(gone * self.recycle)
-        clusters = int(recycled / 10) + 1 if recycled else 0
-        if not clusters or keep <= clusters:
-            return keep_best(score, view.patch, keep)
-        best = score.masked_fill(~visual, -torch.inf).argsort(dim=1, descending=True, stable=True)
-        again = best[:, keep - clusters : keep - clusters + recycled]
-        return _recycle(view, best[:, : keep - clusters], again, clusters)
+        asked = self._raters.gather(1, view.index)
+        score = torch.cat([_rated(view.only(b), at) for b, at in enumerate(asked)])
+        score = score.gather(1, visual)
+        gone, clusters = visual.shape[1] - keep, 0
+        while int((gone + clusters) * self.recycle) and clusters < keep - 1:
+            wanted = int((gone + clusters) * self.recycle) // 10 + 1
+            if wanted <= clusters:
+                break
+            clusters += 1
+        x_BVD = view.x.gather(1, visual[..., None].expand(-1, -1, view.x.shape[-1]))
+        few = recycle(x_BVD, score, keep - clusters, self.recycle if clusters else 0.0)
+        N = view.x.shape[1]
+        text = Plan.keep(places_where(view.patch < 0), N)
+        return Plan.concat([text, Plan.keep(visual, N).then(few)])
 
 
-def raters(view: View) -> Tensor:
-    """[B, N] bool: words that the visual tokens are nearer to than to the mean word.
+def _rated(view: View, asked_N: Tensor) -> Tensor:
+    """[1, N] attention of the words asked in one sample, the mean over heads and over them."""
+    rows = view.rows(asked_N.nonzero().view(1, -1)).mean(1)
+    return rated(rows, torch.ones(rows.shape[:2], device=rows.device))
 
-    Only words after the first visual token are asked: those before cannot see it.
+
+def places_where(mask_BN: Tensor) -> Tensor:
+    """[B, K] places that are True, as many in each sample."""
+    return mask_BN.nonzero()[:, 1].view(len(mask_BN), -1)
+
+
+def raters(view: View, visual_BV: Tensor) -> Tensor:
+    """[B, L] bool: words of the prompt that look at the video more than words do on average.
+
+    Only words after the first visual token are asked, where there are any: those before it cannot
+    see the video.
     """
-    visual = view.patch >= 0
-    words = view.words & (visual.cumsum(1) > 0)
+    words = view.words & ((view.patch >= 0).cumsum(1) > 0)
     words = words | (view.words & ~words.any(1, keepdim=True))
-    score = relevance(view.x.float(), visual, words)
-    mean = score.sum(1, keepdim=True) / words.sum(1, keepdim=True)
-    chosen: Tensor = words & (score >= mean)
+    chosen = torch.zeros_like(words)
+    for b, places in enumerate(visual_BV):
+        at = words[b].nonzero().flatten()
+        _, rates = text_raters(view.x[b : b + 1, at], view.x[b : b + 1, places])
+        chosen[b, at] = rates[0] | ~rates.any()  # all of them where they are all alike
     return chosen
-
-
-def relevance(x_BND: Tensor, visual_BN: Tensor, words_BN: Tensor) -> Tensor:
-    """[B, N] mean over the visual tokens of their softmax over words; 0 off the words."""
-    logits = x_BND @ x_BND.transpose(1, 2)
-    share = logits.masked_fill(~words_BN[:, None], -torch.inf).softmax(-1)
-    share = share.masked_fill(~visual_BN[..., None], 0)
-    return share.sum(1) / visual_BN.sum(1, keepdim=True)
-
-
-def rated(view: View, asked_BN: Tensor) -> Tensor:
-    """[B, N] attention of the words asked, the mean over heads and over them."""
-    most = int(asked_BN.sum(1).max())
-    at = top(asked_BN.float(), most)
-    weight = asked_BN.gather(1, at).float()
-    rows = view.rows(at).mean(1)
-    return (rows * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
-
-
-def _recycle(view: View, kept_BK: Tensor, again_BR: Tensor, clusters: int) -> Plan:
-    """Keep some visual tokens, and of others the means of clusters at their centres."""
-    B, N, D = view.x.shape
-    x = view.x.gather(1, again_BR[..., None].expand(-1, -1, D))
-    centres, labels = density_peaks(x, clusters, clusters)
-    stays = (view.patch < 0) | mask_of(kept_BK, N)
-    heads = again_BR.gather(1, centres)
-    rep = torch.cat([stays.nonzero()[:, 1].view(B, -1), heads], dim=1)
-    single = rep.shape[1] - clusters
-    sample = torch.arange(B, device=rep.device)[:, None]
-    out = torch.cat([torch.arange(single, device=rep.device).expand(B, -1), labels + single], dim=1)
-    src = torch.cat([rep[:, :single], again_BR], dim=1)
-    count = torch.zeros(B, rep.shape[1], device=rep.device)
-    count.scatter_add_(1, out, torch.ones_like(out, dtype=count.dtype))
-    weight = 1 / count.gather(1, out)
-    batch = sample.expand_as(out)
-    return Plan.build(
-        batch.flatten(), out.flatten(), src.flatten(), weight.flatten(), rep, N, count
-    )
 
 
 class FrameFusionLayers(Method):
