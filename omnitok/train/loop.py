@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnitok.checkpoint import save_checkpoint
 from omnitok.losses import LossSet
 from omnitok.train.config import ConfigError, TrainConfig, differences
 from omnitok.train.log import Log
@@ -22,6 +21,7 @@ from omnitok.train.network import (
     Objectives,
     blocks_of,
     run_batch,
+    save_model,
     share_noise,
     stack_checkpointing,
 )
@@ -281,7 +281,7 @@ class Trainer:
         scores = self.hooks.validate(model, self.step) if self.world.is_first else {}
         if scores and (first := next(iter(scores.values()))) > self.best:
             self.best = first
-            save_checkpoint(self.out / "best.safetensors", model)
+            save_model(self.out / "best.safetensors", model)
         self.world.wait()
         return scores
 
@@ -302,7 +302,7 @@ class Trainer:
         state = pack(self.model, self.optimizer, self.average)
         model = self.averaged()
         if self.world.is_first:
-            save_checkpoint(self.out / "weights.safetensors", model)
+            save_model(self.out / "weights.safetensors", model)
             self.checkpoints.save(
                 self.step,
                 {

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from omnitok.checkpoint import save_checkpoint
 from omnitok.config import TokenizerConfig
+from omnitok.interop.omnitokenizer import OMNITOKENIZER
 from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
 from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from omnitok.losses import LossInputs, LossResult, LossSet, build
@@ -38,9 +41,11 @@ def build_model(values: Mapping[str, Any], quantizer: Mapping[str, Any] | None) 
     """
     values = dict(values)
     system, name = values.pop("system", None), values.pop("preset", None)
-    own = {"quantizer": dict(quantizer)} if quantizer is not None else {}
+    own: dict[str, Any] = {"quantizer": dict(quantizer)} if quantizer is not None else {}
     try:
         if system == "omnitokenizer":
+            if quantizer is not None and quantizer.get("kind") == "kl":
+                own["unit_latents"] = False  # only codes are looked up by direction
             return OmniTokenizerNet(OmniTokenizerConfig.from_dict({**values, **own}))
         if system is not None or name is None:
             raise ConfigError(
@@ -59,6 +64,12 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
         deep = key != "quantizer" and isinstance(value, Mapping) and isinstance(base.get(key), dict)
         merged[key] = _merge(base[key], value) if deep else value
     return merged
+
+
+def save_model(path: str | Path, model: Model) -> None:
+    """Write weights that `omnitok.load` takes."""
+    system = OMNITOKENIZER.name if isinstance(model, OmniTokenizerNet) else None
+    save_checkpoint(path, model, system=system)
 
 
 class Network(nn.Module):

@@ -228,6 +228,33 @@ def test_running_out_of_memory_says_what_to_lower(corpus, tmp_path, monkeypatch)
         run.run()
 
 
+def test_another_architecture_trains_by_the_same_trainer(corpus, tmp_path):
+    values = run_dict(6)
+    values["model"] = {
+        "system": "omnitokenizer",
+        "name": "small",
+        "patch": [4, 8, 8],
+        "width": 32,
+        "heads": 2,
+        "head_width": 16,
+        "mlp_hidden": 32,
+        "encoder": "tw",
+        "decoder": "tt",
+        "temporal_depth": 1,
+        "window": 2,
+        "quantizer": {"kind": "vq", "dim": 4, "codebook_size": 64, "l2": True, "ema": True},
+    }
+    values["stages"][0]["losses"] = {"l1": 4.0, "commitment": 0.25}
+    values["stages"][1] |= {"losses": LOSSES, "quantizer": {"kind": "kl", "dim": 4}}
+    run = trainer(corpus, tmp_path, from_dict(TrainConfig, values))
+    assert run.model.quantizer.codebook.shape == (1, 64, 4)
+    run.run()
+    assert not hasattr(run.model.quantizer, "codebook")
+    tok = omnitok.load(tmp_path / "weights.safetensors")
+    frames = torch.zeros(5, 3, 32, 32, dtype=torch.uint8)
+    assert tok.detokenize(tok.tokenize(frames)).shape == frames.shape
+
+
 def test_a_run_may_start_from_weights(corpus, tmp_path):
     trainer(corpus, tmp_path / "a", run_config(4)).run()
     start = tmp_path / "a/weights.safetensors"
