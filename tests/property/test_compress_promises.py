@@ -204,3 +204,14 @@ def test_plans_compose(name: str) -> None:
     torch.testing.assert_close(both.apply(x), second.apply(y), atol=1e-6, rtol=1e-5)
     assert both.num_in == 60
     torch.testing.assert_close(both.size, second.apply(first.size, "sum"))
+
+
+@each_method
+def test_everything_is_made_where_the_tokens_are(name: str) -> None:
+    x, given_ = inputs(5, 3, 4, B=2)
+    with torch.device("meta"):  # whatever does not say where it belongs cannot be computed with
+        for budget in (None, 0.3, 1.0):
+            p = plan(name, x, budget, **given_)
+            y = p.then(Plan.identity(2, p.num_out, x.device)).apply(x)
+            made = (y, p.size, p.weight, p.positions((5, 3, 4)), p.positions((5, 3, 4), how="mean"))
+            assert all(tensor.device == x.device for tensor in made)

@@ -200,13 +200,14 @@ class Plan:
         Returns:
             [B, K, 3] float64 (or [B, K, C]): time or frame, row, column.
         """
-        at = grid_positions(grid, pts) if isinstance(grid, tuple) else grid
+        device = self.rep.device
+        at = grid_positions(grid, pts, device) if isinstance(grid, tuple) else grid.to(device)
         if len(at) != self.num_in:
             raise ValueError(
                 f"{grid if isinstance(grid, tuple) else list(grid.shape)} has {len(at)} places; "
                 f"this plan is of {self.num_in} tokens"
             )
-        at = at.to(self.rep.device).expand(len(self.rep), *at.shape)
+        at = at.expand(len(self.rep), *at.shape)
         if how == "rep":
             return self.apply(at, "rep")
         if how != "mean":

@@ -32,7 +32,7 @@ def linear(op: Callable[[Tensor], Tensor], h: int, w: int, batch: int, like: Ten
     matrix = op(torch.eye(N, device=like.device).view(N, 1, h, w)).flatten(1).T
     K = len(matrix)
     out, src = matrix.nonzero(as_tuple=True)
-    at = grid_positions((1, h, w)).to(like.device)
+    at = grid_positions((1, h, w), device=like.device)
     share = matrix.double()
     centre = share @ at / share.sum(1, keepdim=True)
     rep = torch.cdist(centre, at, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
@@ -95,7 +95,7 @@ def average(label_N: Tensor, grid: tuple[int, int, int], batch: int, norm: str =
         The token nearest to the centre of its window represents each.
     """
     K = int(label_N.max()) + 1
-    at = grid_positions(grid).to(label_N.device)
+    at = grid_positions(grid, device=label_N.device)
     count = torch.bincount(label_N, minlength=K)
     centre = at.new_zeros(K, 3).index_add(0, label_N, at) / count[:, None]
     near = -(at - centre[label_N]).square().sum(1)

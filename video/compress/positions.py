@@ -4,12 +4,17 @@ import torch
 from torch import Tensor
 
 
-def grid_positions(grid: tuple[int, int, int], pts: Tensor | None = None) -> Tensor:
+def grid_positions(
+    grid: tuple[int, int, int],
+    pts: Tensor | None = None,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Places of the tokens of a grid, row by row, frame by frame.
 
     Args:
         grid: (t, h, w) in tokens.
         pts: [t] times in seconds, which then take the place of frame numbers.
+        device: Where the result is.
 
     Returns:
         [t * h * w, 3] float64: time or frame, row, column.
@@ -18,12 +23,14 @@ def grid_positions(grid: tuple[int, int, int], pts: Tensor | None = None) -> Ten
         ValueError: There is not one time for each frame.
     """
     t, h, w = grid
-    times = torch.arange(t, dtype=torch.float64) if pts is None else pts.double()
+
+    def numbers(count: int) -> Tensor:
+        return torch.arange(count, dtype=torch.float64, device=device)
+
+    times = numbers(t) if pts is None else pts.to(device, torch.float64)
     if times.shape != (t,):
         raise ValueError(f"pts are {list(times.shape)}; the grid {grid} needs one time a frame")
-    rows = torch.arange(h, dtype=torch.float64, device=times.device)
-    columns = torch.arange(w, dtype=torch.float64, device=times.device)
-    return torch.cartesian_prod(times, rows, columns).view(t * h * w, 3)
+    return torch.cartesian_prod(times, numbers(h), numbers(w)).view(t * h * w, 3)
 
 
 def frame_grid(num_tokens: int, grid: tuple[int, ...] | None = None) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def prumerge_step(
     rep = torch.full((P, K + 2), -1, device=kept.device)  # those not kept write past the end
     rep = rep.scatter(1, slot.where(kept, K + 1), index.expand(P, N))[:, : K + 1]
     best_left = attention_PN.masked_fill(kept, -torch.inf).argmax(dim=1)
-    rep[torch.arange(P), num_kept] = best_left.where(num_kept < N, -1)
+    rep.scatter_(1, num_kept[:, None], best_left.where(num_kept < N, -1)[:, None])
     neighbours = min(neighbours, N - 1)
     of = rep[:, :K].clamp(min=0)
     near = best_matches(metric_PNC, of, neighbours)
