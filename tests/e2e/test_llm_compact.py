@@ -306,3 +306,20 @@ def test_every_method_keeps_its_budget_in_a_model(name: str, method: str) -> Non
     assert words.shape[1] == inputs["input_ids"].shape[1] + 4
     assert [plan.num_out for plan in report.plans] == [4, 4]
     assert (report.tokens, report.kept) == (32, 8)
+
+
+@pytest.mark.parametrize("method", ["dycoke", "tome", "fastv", "sparsevlm", "framefusion"])
+def test_half_precision_runs_and_keeps_its_budget(method: str) -> None:
+    tiny = MAKERS["qwen3_vl"]()
+    model = tiny.model.to(torch.bfloat16)
+    inputs = tiny.prompts([[5, 6], tiny.video(4), [7, 8]])
+    full = model(**inputs).logits
+    with compact(model, method, 1.0):
+        assert torch.equal(model(**inputs).logits, full)
+    with compact(model, method, 0.5):
+        out = model(**inputs).logits
+        words = model.generate(**inputs, **GREEDY)
+    assert out.dtype == torch.bfloat16
+    assert bool(torch.isfinite(out).all())
+    assert out.shape[1] < full.shape[1]
+    assert words.shape[1] == full.shape[1] + 4

@@ -90,7 +90,7 @@ def measure(
     rows += [Measured(method=m if isinstance(m, str) else m.__name__, budget=b) for m, b in methods]
     entries: list[Callable[[], AbstractContextManager[Report]]] = [
         lambda: nullcontext(Report()),
-        *[lambda m=m, b=b: compact(model, m, b, form=form) for m, b in methods],
+        *[lambda m=m, b=b: compact(model, m, b, form=form, timed=True) for m, b in methods],
     ]
     for number in range(rounds + 1):
         for row, enter in zip(rows, entries, strict=True):

@@ -37,7 +37,7 @@ class Report:
         tokens: Visual tokens of the full prompts.
         kept: Visual tokens that the language model got (methods inside it start with all).
         places: Places of the full prompts that are no padding, text included.
-        seconds: Time the method took, without the encoder; waits for a GPU before and after.
+        seconds: Time the method took, without the encoder; on a GPU only true where `timed`.
         plans: One for each clip.
         layers: Places, text included, that each layer got in a prompt, where a method is inside.
     """
@@ -59,6 +59,7 @@ def compact(
     positions: str = "keep",
     modalities: Sequence[str] = ("image", "video"),
     form: Form | None = None,
+    timed: bool = False,
     **options: Any,
 ) -> Iterator[Report]:
     """Give a model of `transformers` fewer visual tokens in every call of this block.
@@ -77,6 +78,7 @@ def compact(
             the position is the time).
         modalities: What is made fewer: "image", "video" or both.
         form: How the model takes visual tokens, for a class that is not known.
+        timed: Wait for a GPU before and after the method.
         **options: Settings of the method.
 
     Yields:
@@ -86,7 +88,9 @@ def compact(
         KeyError: There is no such method.
         ValueError: The class of the model is not known, or something does not fit.
     """
-    with Compact(model, method, budget, positions, modalities, form, options) as work:
+    work = Compact(model, method, budget, positions, modalities, form, options)
+    work.timed = timed
+    with work:
         yield work.report
 
 
@@ -150,7 +154,7 @@ class Compact:
         self.positions, self.modalities, self.options = positions, modalities, options
         known = METHODS.get(method) if isinstance(method, str) else None
         self.needs, self.matrix = (known.needs, known.matrix) if known else ((), False)
-        self.report = Report()
+        self.report, self.timed = Report(), False
         self.inside: Inside | None = None
         if isinstance(method, str) and method in INSIDE:
             self.inside = Inside(model, INSIDE[method](budget, **options), tuple(modalities))
@@ -213,7 +217,7 @@ class Compact:
         outputs = {}
         for modality, tokens in encoded.items():
             kept_R, rows_RD, levels = self._compress(modality, tokens, inputs)
-            gone = tokens.places[~kept_R]
+            gone = tokens.places[~kept_R.to(tokens.places.device)]
             drop[gone[:, 0], gone[:, 1]] = True
             outputs[modality] = tokens.replaced(kept_R, rows_RD, levels)
             report.tokens += len(kept_R)
@@ -257,14 +261,14 @@ class Compact:
         whole = (rows_RD, *levels)
         made = [x.clone() for x in whole]
         for number, clip in enumerate(tokens.clips):
-            start = _now(rows_RD)
+            start = self._now(rows_RD)
             plan_ = self._plan(tokens, number, inputs)
             places = clip.rows[places_of(plan_.rep[0], len(clip.rows))]
             kept_R[clip.rows] = False
             kept_R[places] = True
             for old, new in zip(whole, made, strict=True):
                 new[places] = plan_.apply(old[clip.rows][None])[0]
-            self.report.seconds += _now(rows_RD) - start
+            self.report.seconds += self._now(rows_RD) - start
             self.report.plans.append(plan_)
         return kept_R, made[0], made[1:]
 
@@ -332,9 +336,8 @@ class Compact:
         pad = getattr(self.model.generation_config, "pad_token_id", None)
         return 0 if pad is None else int(pad)
 
-
-def _now(x: Tensor) -> float:
-    """Seconds on a steady clock, once the device has done its work."""
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter()
+    def _now(self, x: Tensor) -> float:
+        """Seconds on a steady clock, once the device has done its work if that is to be timed."""
+        if self.timed and x.is_cuda:
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter()
