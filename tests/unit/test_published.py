@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -190,6 +192,30 @@ def test_what_a_pickle_asks_for_is_not_run(zipped, tmp_path, monkeypatch):
         path.write_bytes(pickle.dumps({"extra": Payload()}, protocol=2))
     assert "mkdir" in refusal(path)
     assert not (tmp_path / "harm").exists()
+
+
+LOADING = """
+import sys
+from pathlib import Path
+import omnitok
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+omnitok.load(sys.argv[1])
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+tok = omnitok.load(sys.argv[2])
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak")
+def test_loading_takes_no_second_copy(file, tmp_path):
+    wide = dict.fromkeys(("encoder_mlp_channels", "decoder_mlp_channels"), 20_000)
+    big = save(tmp_path / "big.pt", atoken_state(**wide))
+    command = [sys.executable, "-c", LOADING, str(file), str(big)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 1.1 * big.stat().st_size
 
 
 def test_a_config_that_lies_is_refused(file, tmp_path):

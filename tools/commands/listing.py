@@ -15,7 +15,13 @@ from tools.commands.reporting import Report
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the command."""
-    parser = commands.add_parser("models", help="list the tokenizers")
+    parser = commands.add_parser(
+        "models",
+        help="list the tokenizers",
+        description="Weights that others published are downloaded when first used and kept in "
+        "$OMNITOK_CACHE (else ~/.cache/omnitok); $OMNITOK_MIRROR is an address to get them from "
+        "instead of their makers'.",
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
