@@ -1,6 +1,6 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
-.PHONY: install demo test test-all lint fmt type corpus weights bench clean
+.PHONY: install demo test train-smoke test-all lint fmt type corpus weights bench clean
 .DEFAULT_GOAL := demo
 
 $(VENV)/.ok: pyproject.toml tools/setup.sh
@@ -12,6 +12,8 @@ demo: $(VENV)/.ok
 	$(PY) -m tools.cli demo
 test: $(VENV)/.ok
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 tests
+train-smoke: $(VENV)/.ok
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/e2e/test_train_processes.py tests/e2e/test_cli_train.py
 test-all: $(VENV)/.ok
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 -m "not gpu" tests
 lint: $(VENV)/.ok

@@ -94,8 +94,13 @@ def save_checkpoint(
     metadata = {CONFIG_KEY: json.dumps(config, sort_keys=True)}
     if card is not None:
         metadata[CARD_KEY] = json.dumps(card, sort_keys=True)
-    with replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+    try:
+        with replacing(Path(path)) as temporary:
+            save_file(tensors, temporary, metadata)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error}); free some space or choose another folder"
+        ) from error
     return hash_weights(tensors)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -75,11 +77,20 @@ def plan_run(
         },
         "parameters": parameters,
         "state_bytes": 20 * parameters,  # weights, gradients, two moments, average: 4 bytes each
+        "peak_bytes": _peak_bytes(device),
         "device": str(device),
         "stages": stages,
         "steps": config.steps,
         "seconds": sum(s["seconds"] for s in stages),
     }
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """The most memory that this process, or its GPU, has needed."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _tokens(model: Any, source: SourceConfig, size: tuple[int, int, int]) -> int:
@@ -99,7 +110,8 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     ]
     lines.append(
         f"model: {plan['parameters'] / 1e6:.1f} M parameters; weights, gradients, moments and "
-        f"average take {plan['state_bytes'] / 2**20:.0f} MiB, activations come on top"
+        f"average take {plan['state_bytes'] / 2**20:.0f} MiB; trying every batch once took "
+        f"{plan['peak_bytes'] / 2**20:.0f} MiB"
     )
     for stage in plan["stages"]:
         lines.append(

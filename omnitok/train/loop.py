@@ -222,7 +222,7 @@ class Trainer:
         limit = seconds if seconds is not None else config.seconds
         batches = load(self.sampler, self.sampler.first_of(self.step))
         try:
-            while self.step < config.steps and not (limit is not None and self.seconds >= limit):
+            while self.step < config.steps and not self._spent(limit):
                 stage = config.stage_at(self.step)[1]
                 begin = time.monotonic()
                 parts = [next(batches) for _ in range(stage.accumulate)]
@@ -233,15 +233,31 @@ class Trainer:
                 self._pending[-1][0].update(waited=round(waited, 4), seconds=round(self.seconds, 2))
                 self._after_step()
             self.save()
-        except torch.OutOfMemoryError as error:
-            raise TrainingError(
-                f"out of memory at step {self.step} ({str(error).splitlines()[0]}); lower batch or "
-                "sizes, or raise accumulate, or set gradient_checkpointing or shard; the run goes "
-                "on from the last checkpoint"
-            ) from error
+        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is the former
+            if (known := self._sentence(error)) is None:
+                raise
+            raise TrainingError(f"{known}; the run goes on from the last checkpoint") from error
         finally:
             if self.log is not None:
                 self.log.close()
+
+    def _spent(self, limit: float | None) -> bool:
+        """Whether the time is up, on any process."""
+        if limit is None:
+            return False
+        late = torch.tensor(float(self.seconds >= limit), device=self.world.device)
+        return bool(self.world.mean(late) > 0)
+
+    def _sentence(self, error: Exception) -> str | None:
+        text = (str(error).splitlines() or [""])[0]
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in text:
+            return (
+                f"out of memory at step {self.step} ({text}); lower batch or sizes, or raise "
+                "accumulate, or set gradient_checkpointing or shard"
+            )
+        if "DataLoader worker" in text:
+            return f"a process that prepares batches died at step {self.step} ({text})"
+        return None
 
     def _after_step(self) -> None:
         config, step = self.config, self.step
@@ -288,8 +304,7 @@ class Trainer:
     def averaged(self) -> Model:
         """The model with averaged weights, in eval mode; every process must ask."""
         values = {name: whole(tensor) for name, tensor in self.model.state_dict().items()}
-        if self.average.decay:
-            values |= {name: whole(tensor) for name, tensor in self.average.values.items()}
+        values |= {name: whole(tensor) for name, tensor in self.average.values.items()}
         model = self.models.fresh(self.stage)
         model.load_state_dict(values)
         return model.eval().requires_grad_(False)

@@ -43,8 +43,8 @@ class Checkpoints:
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Write a checkpoint and drop those beyond `keep`."""
-        with replacing(self.path(step)) as temporary:
-            torch.save(state, temporary)
+        with replacing(self.path(step)) as temporary, open(temporary, "wb") as file:
+            torch.save(state, file)
         for old in self.steps()[self.keep :]:
             self.path(old).unlink()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -217,15 +219,54 @@ def test_a_loss_that_is_not_finite_stops_with_the_good_state_kept(corpus, tmp_pa
     assert all(t.isfinite().all() for t in state["model"].values())
 
 
-def test_running_out_of_memory_says_what_to_lower(corpus, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB."), "lower batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "lower batch"),
+    ],
+)
+def test_running_out_of_memory_says_what_to_lower(corpus, tmp_path, monkeypatch, error, words):
     run = trainer(corpus, tmp_path)
 
     def fail(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
+        raise error
 
     monkeypatch.setattr(run, "train_step", fail)
-    with pytest.raises(TrainingError, match="lower batch"):
+    with pytest.raises(TrainingError, match=words):
         run.run()
+
+
+class _Deadly:
+    """A file whose reading kills the process."""
+
+    name, weight = "deadly", 1.0
+
+    def sample(self, *_):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_one_sentence(corpus, tmp_path):
+    run = trainer(corpus, tmp_path, run_config(workers=1))
+    for pool, _ in run.sampler._pools.values():
+        pool[:] = [_Deadly()] * len(pool)
+    with pytest.raises(TrainingError, match="prepares batches died"):
+        run.run()
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(corpus, tmp_path, monkeypatch):
+    run = trainer(corpus, tmp_path, run_config(4))
+    run.save()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", fail)
+    run.step = 3
+    with pytest.raises(OSError, match="No space"):
+        run.save()
+    assert run.checkpoints.steps() == [0]
+    assert not list(run.checkpoints.folder.glob(".*"))
 
 
 def test_another_architecture_trains_by_the_same_trainer(corpus, tmp_path):
