@@ -4,12 +4,13 @@ Source: Ding et al. 2023, arXiv:2308.04549.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from video.compress.assign import best_match, rows_of
 from video.compress.budget import evenly
 from video.compress.plan import Plan
-from video.compress.score import deciding, norms
+from video.compress.score import TINY, deciding
 
 
 def sta_stage(
@@ -27,26 +28,29 @@ def sta_stage(
         Frames in the order of time, outputs of a frame from the least to the most redundant.
     """
     _, T, N, _ = x_BTND.shape
-    strength = deciding(x_BTND).abs().sum(-1)
-    low, high = strength.amin(2, keepdim=True), strength.amax(2, keepdim=True)
-    semantic = (strength - low) / (high - low).clamp(min=1e-12)
-    metric = deciding(metric_BTNC) / norms(metric_BTNC)[..., None]
     kept: dict[int, Tensor] = {}
     told = before = None  # how much each token that was kept of the frame before is repeated
     for t in reversed(range(T)) if reverse else range(T):
-        m = metric[:, t]
+        m = F.normalize(deciding(metric_BTNC[:, t]), dim=-1, eps=TINY)
         if told is None or before is None:
             kept[t] = _least_repeated(m)[:, : counts[t]]
             before, told = m, torch.ones_like(m[..., 0])
             continue
         repeated = (m @ before.transpose(1, 2)).softmax(dim=1) @ told[..., None]
-        worst = repeated[..., 0] * (1 - semantic[:, t])
+        worst = repeated[..., 0] * (1 - _strength(x_BTND[:, t]))
         kept[t] = worst.argsort(dim=1, stable=True)[:, : counts[t]]
         if counts[t]:
             told = repeated[..., 0].gather(1, kept[t])
             told = told / told.sum(1, keepdim=True)
             before = rows_of(m, kept[t])
     return Plan.keep(torch.cat([kept[t] + t * N for t in range(T)], dim=1), T * N)
+
+
+def _strength(x_BND: Tensor) -> Tensor:
+    """The sum of magnitudes of each token, from 0 to 1 in its frame."""
+    strength = deciding(x_BND).abs().sum(-1)
+    low, high = strength.amin(1, keepdim=True), strength.amax(1, keepdim=True)
+    return (strength - low) / (high - low).clamp(min=TINY)
 
 
 def _least_repeated(metric_BNC: Tensor) -> Tensor:
