@@ -52,7 +52,6 @@ _NAMES = (  # parts of our names and of theirs, in order
     (".attention.position.2.", ".1.spatial_rel_pos_bias.net.1.0."),
     (".attention.position.4.", ".1.spatial_rel_pos_bias.net.2."),
     (".attention.table", ".1.relative_position_bias_table"),
-    (".attention.qkv.", ".1.qkv."),
     (".attention.out.", ".1.to_out."),
     (".attention.q.", ".1.to_q."),
     (".attention.kv.", ".1.to_kv."),
