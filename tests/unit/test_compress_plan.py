@@ -156,6 +156,18 @@ def test_blocks_of_rows_find_what_whole_matrices_do(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(change(x[None])[0, 1], 1 - cosine(x[1], x[0]))
 
 
+@pytest.mark.parametrize("name", ["tome", "mctf", "dpc_knn", "prumerge", "m3", "llama_vid"])
+def test_stretches_of_a_long_video_are_decided_as_all_of_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, attention, text = torch.randn(2, 7, 9, 4), torch.rand(2, 7, 9), torch.randn(2, 3, 4)
+    whole = plan(name, x, 0.37, attention=attention, text=text)
+    monkeypatch.setattr("video.compress.budget._PAIRS", 2 * 81 * 2)  # two frames at once
+    cut = plan(name, x, 0.37, attention=attention, text=text)
+    assert torch.equal(whole.rep, cut.rep)
+    torch.testing.assert_close(whole.apply(x), cut.apply(x))
+
+
 def test_scores() -> None:
     attention = torch.tensor([[0.5, 0.5], [1.0, 0.0]])
     assert received(attention).tolist() == [0.75, 0.25]

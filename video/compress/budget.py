@@ -81,12 +81,16 @@ def outliers(score_PN: Tensor) -> Tensor:
 
 
 Pick = Callable[[Tensor], Tensor]
+_PAIRS = 2**26  # of tokens of the frames that are decided at once
 
 
 def per_frame(
     batch: int, frames: int, tokens: int, keep: int, decide: Callable[[Pick, int], Plan]
 ) -> Plan:
     """Decide frame by frame with an exact count over the whole.
+
+    Long videos are decided in stretches, so that no more pairs of tokens are ever compared at once
+    than a stretch has.
 
     Args:
         batch: Samples.
@@ -100,14 +104,17 @@ def per_frame(
         A plan of `batch` samples.
     """
     counts = evenly(min(keep, frames * tokens), frames)
+    most = max(1, _PAIRS // (batch * tokens * tokens))
     parts = []
     for count in sorted(set(counts) - {0}):
-        index = [t for t in range(frames) if counts[t] == count]
+        alike = [t for t in range(frames) if counts[t] == count]
+        for start in range(0, len(alike), most):
+            index = alike[start : start + most]
 
-        def pick(x: Tensor, index: list[int] = index) -> Tensor:
-            return (x if len(index) == frames else x[:, index]).flatten(0, 1)
+            def pick(x: Tensor, index: list[int] = index) -> Tensor:
+                return (x if len(index) == frames else x[:, index]).flatten(0, 1)
 
-        parts.append((index, decide(pick, count)))
+            parts.append((index, decide(pick, count)))
     return join(parts, counts, tokens)
 
 
