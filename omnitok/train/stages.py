@@ -12,7 +12,7 @@ from omnitok.checkpoint import load_checkpoint
 from omnitok.model import Autoencoder
 from omnitok.pixels import to_float
 from omnitok.planes_start import start_planes
-from omnitok.train.config import TrainConfig
+from omnitok.train.config import ConfigError, TrainConfig
 from omnitok.train.network import Model, build_model
 from omnitok.train.pca import start_as_pca
 from omnitok.train.sampler import Sampler
@@ -33,6 +33,15 @@ class StageModels:
 
     def __init__(self, config: TrainConfig, sampler: Sampler, device: torch.device) -> None:
         self.config, self.sampler, self.device = config, sampler, device
+        for number, stage in enumerate(config.stages):
+            if any(source.kind == "meshes" for source in stage.mix):
+                with torch.device("meta"):
+                    model = build_model(config.model, self._quantizer_of(number))
+                if getattr(model, "planes", None) is None:
+                    raise ConfigError(
+                        f"stage {stage.name!r} has meshes in its mix, but the model has no 3D "
+                        "stage; use model=tiny-3d or give it planes"
+                    )
 
     def _quantizer_of(self, number: int) -> Mapping[str, Any] | None:
         given = [s.quantizer for s in self.config.stages[: number + 1] if s.quantizer is not None]
