@@ -157,8 +157,8 @@ def scores(method: Method, items: list[Item]) -> list[float]:
     return [*means.mean(axis=0).tolist(), float(np.median(means[:, 0]))]
 
 
-def quality(tok: Tokenizer, corpus: Path, most: int | None) -> list[str]:
-    """The table of held-out closed meshes."""
+def held_out(corpus: Path) -> tuple[list[Item], int]:
+    """The held-out meshes of a corpus that are closed, and how many there are in all."""
     items = []
     entries = json.loads((corpus / "val" / "shapes.json").read_text())
     for entry in entries:
@@ -166,6 +166,12 @@ def quality(tok: Tokenizer, corpus: Path, most: int | None) -> list[str]:
         if repair(mesh).closed:
             raster = Prepared.load(corpus / "val" / entry["file"]).raster
             items.append(Item(mesh, raster, placement_of(mesh)))
+    return items, len(entries)
+
+
+def quality(tok: Tokenizer, corpus: Path, most: int | None) -> list[str]:
+    """The table of held-out closed meshes."""
+    items, count = held_out(corpus)
     if most is not None:
         items = items[:: -(-len(items) // most)]
     train = json.loads((corpus / "train" / "shapes.json").read_text())
@@ -181,8 +187,7 @@ def quality(tok: Tokenizer, corpus: Path, most: int | None) -> list[str]:
         f"PCA of {BLOCK}^3 blocks, {block.rank * 512:,} values": pca_method(block),
     }
     return [
-        f"{len(items)} closed of {len(entries)} held-out meshes, {POINTS:,} points each, box from "
-        "-1 to 1",
+        f"{len(items)} closed of {count} held-out meshes, {POINTS:,} points each, box from -1 to 1",
         "",
         *score_table(methods, items),
     ]

@@ -171,9 +171,11 @@ def main() -> None:
         step = state["step"]
         for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer")):
             part.load_state_dict(state[name])
-    started = time.monotonic()
+    for group, rate in zip(optimizer.param_groups, (args.lr, args.trunk_lr), strict=True):
+        group["peak"] = rate
+    started, resumed = time.monotonic(), step
     while step < args.steps and time.monotonic() - started < args.seconds:
-        up, down = (step + 1) / args.warmup, 2 * (args.steps - step) / args.steps
+        up, down = (step - resumed + 1) / args.warmup, 2 * (args.steps - step) / args.steps
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * min(1.0, up, down)
         terms: list[float] = []
