@@ -211,9 +211,14 @@ def qwen2_5_vl() -> Tiny:
 def qwen3_vl() -> Tiny:
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+    model = _made(Qwen3VLForConditionalGeneration, Qwen3VLConfig(**_qwen3()))
+    return Tiny("qwen3_vl", model, pair=2)
+
+
+def _qwen3() -> dict[str, Any]:
     rope = {"rope_type": "default", "mrope_section": [4, 2, 2], "rope_theta": 1e4}
-    config = Qwen3VLConfig(
-        vision_config={
+    return {
+        "vision_config": {
             "depth": 3,
             "hidden_size": 32,
             "intermediate_size": 48,
@@ -223,13 +228,42 @@ def qwen3_vl() -> Tiny:
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1],
         },
-        text_config={**TEXT, "head_dim": 16, "rope_parameters": rope},
+        "text_config": {**TEXT, "head_dim": 16, "rope_parameters": rope},
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "vision_start_token_id": START,
+        "vision_end_token_id": END,
+    }
+
+
+def qwen2_vl() -> Tiny:
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
+    config = Qwen2VLConfig(
+        vision_config={
+            "depth": 2,
+            "embed_dim": 32,
+            "hidden_size": 64,
+            "num_heads": 2,
+            "patch_size": 14,
+            "mlp_ratio": 2,
+        },
+        text_config={**TEXT, "rope_parameters": rope},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=START,
         vision_end_token_id=END,
     )
-    return Tiny("qwen3_vl", _made(Qwen3VLForConditionalGeneration, config), pair=2)
+    return Tiny("qwen2_vl", _made(Qwen2VLForConditionalGeneration, config), pair=2)
+
+
+def qwen3_vl_moe() -> Tiny:
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+    config = Qwen3VLMoeConfig(**{**_qwen3(), "text_config": {**_qwen3()["text_config"], **experts}})
+    return Tiny("qwen3_vl", _made(Qwen3VLMoeForConditionalGeneration, config), pair=2)
 
 
 def internvl() -> Tiny:
@@ -287,3 +321,4 @@ MAKERS = {
     f.__name__: f
     for f in (llava_onevision, llava_next_video, qwen2_5_vl, qwen3_vl, internvl, smolvlm)
 }
+SISTERS = {f.__name__: f for f in (qwen2_vl, qwen3_vl_moe)}  # of those above

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from llm_models import IMAGE, MAKERS, VIDEO, Tiny
+from llm_models import IMAGE, MAKERS, SISTERS, VIDEO, Tiny
 from torch import Tensor
 
 from video.compress import METHODS, Plan
@@ -323,3 +323,15 @@ def test_half_precision_runs_and_keeps_its_budget(method: str) -> None:
     assert bool(torch.isfinite(out).all())
     assert out.shape[1] < full.shape[1]
     assert words.shape[1] == full.shape[1] + 4
+
+
+@pytest.mark.parametrize("name", SISTERS)
+def test_sister_classes_hold_the_same_equalities(name: str) -> None:
+    tiny = SISTERS[name]()
+    inputs = mixed(tiny)
+    full = tiny.model(**inputs).logits
+    with compact(tiny.model, "dycoke", 1.0):
+        assert torch.equal(tiny.model(**inputs).logits, full)
+    assert check(tiny.model, inputs, "dycoke", 0.25) < TOLERANCE
+    with compact(tiny.model, "fastv", 0.5):
+        tiny.model.generate(**inputs, **GREEDY)
