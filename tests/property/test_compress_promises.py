@@ -110,10 +110,35 @@ def test_ties_and_zeros_are_decided(name: str, kind: str) -> None:
         assert same_plan(p, plan(name, x, budget, **given_))
 
 
-@each_method
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in NAMES),
+    ("tome", {"scope": "video"}),
+    ("dycoke", {"upstream_ends": True}),
+    ("visionzip", {"norm": "mean"}),
+    ("mctf", {"norm": "size"}),
+    ("fopru", {"by": "row"}),
+    ("quota", {"how": "sample"}),
+    ("quota", {"how": "merge"}),
+    ("quota", {"how": "bilinear"}),
+    ("lftr", {"average": False}),
+    ("token_pooling", {"medoids": True}),
+    ("prumerge", {"plus": True}),
+    ("prumerge", {"ratio": 0.2, "plus": True}),
+    ("hired", {"crops": (2, 2)}),
+    ("globalcom2", {"crops": (2, 2)}),
+    ("testa", {"r_frame": 2}),
+    ("chat_univi", {"spatial": (4, 2), "k": (3, 2, 3)}),
+    ("ats", {"heights": 4}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
 @pytest.mark.parametrize("budget", [None, 0.3])
-def test_a_sample_does_not_depend_on_its_batch(name: str, budget: float | None) -> None:
-    x, given_ = inputs(5, 3, 4, B=3)
+def test_a_sample_does_not_depend_on_its_batch(
+    name: str, options: dict[str, Any], budget: float | None
+) -> None:
+    x, given_ = inputs(5, 4, 4, B=3)
+    given_ |= options
     together = plan(name, x, budget, **given_)
     for b in range(3):
         own = {k: v[b] if isinstance(v, Tensor) else v for k, v in given_.items()}

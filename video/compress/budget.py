@@ -4,6 +4,7 @@ Shape suffixes: B batch, T frames or crops.
 """
 
 from collections.abc import Callable
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ def join(parts: list[tuple[list[int], Plan]], counts: list[int], tokens: int) ->
     if len(parts) == 1 and len(parts[0][0]) == frames:
         return parts[0][1].fold(frames)
     device = parts[0][1].rep.device
-    starts = torch.tensor([sum(counts[:t]) for t in range(frames)], device=device)
+    starts = torch.tensor([0, *accumulate(counts)], device=device)
     B = len(parts[0][1].rep) // len(parts[0][0])
     entries: list[list[Tensor]] = []
     rep = torch.full((B, sum(counts)), -1, device=device)

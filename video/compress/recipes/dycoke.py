@@ -36,7 +36,8 @@ def dycoke(
     period = 4
     while keep is not None and -(-T // period) * N > keep and period < T:
         period *= 2
-    reference = [t - 1 if t % 2 else t - t % period for t in range(T - T % 2 * upstream_ends)]
+    dropped = T % 2 if upstream_ends and T > 1 else 0
+    reference = [t - 1 if t % 2 else t - t % period for t in range(T - dropped)]
     if upstream_ends and T % 4 == 0:
         reference[T - 2] = T - 2
     between = [t for t, other in enumerate(reference) if t != other]

@@ -89,6 +89,8 @@ class FrameFusion:
         """
         B, N, _ = x_BND.shape
         num_visual = int((patch_BN >= 0).sum(1).min())
+        if num_visual == 0:
+            return Plan.identity(B, N, x_BND.device)
         missing = missing_ratio(self.sparsities, self.cost, self.num_layers)
         if self.stage == "merge":
             order, follows = chains(patch_BN)

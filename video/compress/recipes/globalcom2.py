@@ -9,7 +9,7 @@ from torch import Tensor
 
 from video.compress.budget import share
 from video.compress.plan import Plan
-from video.compress.recipes.hired import cells, keep_ranked
+from video.compress.recipes.hired import cells, keep_ranked, picture_side
 from video.compress.score import TINY, per_token
 
 
@@ -56,12 +56,7 @@ def globalcom2(
     ratios = crop_ratios(score.sum(2), base, temperature)
     if crops is not None:
         rows, columns = crops
-        side = round(N**0.5)
-        if rows * columns != T - 1 or side * side != N:
-            raise ValueError(
-                f"crops={crops} and {T} pictures of {N} tokens; expected 1 + {rows * columns} "
-                "pictures of square size"
-            )
+        side = picture_side(T, N, crops)
         first = score[:, 0]
         cell = cells(rows, columns, side, side, score.device).expand(B, N)
         sums = first.new_zeros(B, T - 1).scatter_add(1, cell, first)

@@ -3,6 +3,8 @@
 Source: Arif et al. 2024, arXiv:2408.10945.
 """
 
+from math import isqrt
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,21 @@ def cells(rows: int, columns: int, h: int, w: int, device: torch.device) -> Tens
     row = torch.arange(h, device=device) * rows // h
     column = torch.arange(w, device=device) * columns // w
     return (row[:, None] * columns + column).flatten()
+
+
+def picture_side(num_pictures: int, num_tokens: int, crops: tuple[int, int]) -> int:
+    """Rows and columns of the tokens of a thumbnail and of its crops.
+
+    Raises:
+        ValueError: The crops are not as many as they should be, or no squares.
+    """
+    side, num_crops = isqrt(num_tokens), crops[0] * crops[1]
+    if num_crops != num_pictures - 1 or side * side != num_tokens:
+        raise ValueError(
+            f"crops={crops} and {num_pictures} pictures of {num_tokens} tokens; expected 1 + "
+            f"{num_crops} square pictures"
+        )
+    return side
 
 
 def keep_ranked(score_BTN: Tensor, counts_BT: Tensor, total: int | None = None) -> Plan:
@@ -68,12 +85,7 @@ def hired(
         best = top(first.flatten(1), max(1, int((1 - alpha) * T * N)))
         cell, parts = torch.arange(T, device=score.device).repeat_interleave(N), T
     else:
-        side = round(N**0.5)
-        if crops[0] * crops[1] != T - 1 or side * side != N:
-            raise ValueError(
-                f"crops={crops} and {T} pictures of {N} tokens; expected 1 + "
-                f"{crops[0] * crops[1]} pictures of square size"
-            )
+        side = picture_side(T, N, crops)
         thumbnail, parts = min(N, int(total * alpha)), T - 1
         best = top(first[:, 0], max(1, int((1 - alpha) * N)))
         cell = cells(*crops, side, side, score.device)

@@ -18,7 +18,7 @@ def prumerge_step(
     metric_PNC: Tensor,
     counts_P: Tensor,
     neighbours: int = 32,
-    stride: int | None = None,
+    stride_P: Tensor | None = None,
 ) -> Plan:
     """Keep the best tokens, each with what is like it, and sum up what is left.
 
@@ -28,7 +28,7 @@ def prumerge_step(
         counts_P: Tokens that are kept for their attention.
         neighbours: Of each kept token, the most similar ones, kept or not, are added to it,
             weighted by their attention.
-        stride: Further keep every so manieth token (PruMerge+).
+        stride_P: Further keep every so manieth token (PruMerge+).
 
     Returns:
         Kept tokens, of highest attention first, then those for the stride in order, then the
@@ -39,8 +39,8 @@ def prumerge_step(
     rank = ranks(attention_PN)
     kept = rank < counts_P[:, None]
     index = torch.arange(N, device=kept.device)
-    if stride is not None:
-        kept |= (index % stride == 0) & (index < N - 1)
+    if stride_P is not None:
+        kept |= (index % stride_P[:, None] == 0) & (index < N - 1)
     order = rank.where(rank < counts_P[:, None], N + index).where(kept, 3 * N + index)
     slot = order.argsort(dim=1).argsort(dim=1)
     num_kept = kept.sum(1)
@@ -104,9 +104,10 @@ def prumerge(
         ratio = int(outliers(flat.view(1, -1)).sum()) / flat.numel()
     if ratio is None:
         counts = outliers(flat).sum(1)
-        ratio = int(counts.sum()) / flat.numel()
+        every = N // counts.clamp(min=1)
     else:
         counts = torch.full((B * T,), int(N * ratio), device=score.device)
-    stride = max(1, int(int(1 / ratio) / 3)) if plus and ratio else None
+        every = torch.full_like(counts, int(1 / max(ratio, 1 / N)))
+    stride = (every // 3).clamp(min=1) if plus else None
     step = prumerge_step(flat, metric.flatten(0, 1), counts, neighbours, stride)
     return step.fold(T).dense()

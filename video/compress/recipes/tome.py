@@ -103,7 +103,10 @@ def tome(
     B, T, N, _ = x_BTND.shape
     metric = x_BTND if metric is None else metric
     if scope == "video":
-        metric, size = metric.flatten(1, 2)[:, None], None if size is None else size.view(B, 1, -1)
+        metric, size = (
+            metric.flatten(1, 2)[:, None],
+            None if size is None else size.reshape(B, 1, -1),
+        )
         T, N = 1, T * N
     if keep is None:
         keep = T * max(N - (N // 2 if r is None else r), N - N // 2)
@@ -136,17 +139,17 @@ def merge_schedule(r: int | list[int], num_layers: int, inflect: float = 0.0) ->
     Args:
         r: Merges of each layer on average, or of each of the first layers.
         num_layers: Layers.
-        inflect: 0 for the same everywhere, 1 for fewer and fewer from 2 r to 0, -1 the other way.
+        inflect: 0 for the same everywhere, 1 for more and more from 0 to 2 r, -1 the other way.
     """
     if isinstance(r, list):
         return r + [0] * (num_layers - len(r))
-    low = int(r * (1 - inflect))  # in the first... layer
-    step = (2 * r - low - low) / (num_layers - 1)
-    return [int(low + step * i) for i in range(num_layers)]
+    first = int(r * (1 - inflect))
+    step = 2 * (r - first) / max(1, num_layers - 1)
+    return [int(first + step * layer) for layer in range(num_layers)]
 
 
 def proportional_attention(q: Tensor, k: Tensor, v: Tensor, size_BN: Tensor | None) -> Tensor:
-    """Attention in which a token counts as many times as the tokens it stands for, eq. 1.
+    """Attention in which a token counts as many times as the tokens it stands for.
 
     Args:
         q: [B, H, N, K] queries.
