@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import urllib.request
@@ -108,7 +109,10 @@ class _Download:
             except (OSError, HTTPException) as error:
                 if isinstance(error, OSError) and error.filename is not None:
                     raise  # of a file here, such as a full disk
-                reason = str(getattr(error, "reason", error)) or type(error).__name__
+                cause = getattr(error, "reason", error)
+                reason = str(cause) or type(error).__name__
+                if isinstance(cause, socket.gaierror):
+                    raise self._failure(reason) from error  # no network: trying again is no use
             failures = 0 if self._size() > before else failures + 1
             if failures == TRIES:
                 raise self._failure(reason)
@@ -139,6 +143,8 @@ class _Download:
         except HTTPError as error:
             if error.code != RANGE_NOT_SATISFIABLE or not start:
                 raise
+            if error.headers.get("Content-Range", "").endswith(f"/{start}"):
+                return True  # stopped between the last byte and the new name
             self.part.unlink()  # it is no part of what the server has now
             return False
         with response:

@@ -56,7 +56,9 @@ class Handler(BaseHTTPRequestHandler):
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
         body = served.data[start:]
         if start and not body:
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(served.data)}")
+            self.end_headers()
             return
         self.send_response(206 if start else 200)
         if start:
@@ -120,6 +122,14 @@ def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
     get(server, tmp_path / "file.pt")
     assert (tmp_path / "file.pt").read_bytes() == server.data
     assert server.asked == ["bytes=1000-"]
+
+
+def test_a_file_that_only_lacks_its_name_is_not_sent_again(server, tmp_path):
+    (tmp_path / ".file.pt.part").write_bytes(server.data)
+    (tmp_path / ".file.pt.part.mark").write_text(server.tag)
+    get(server, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_bytes() == server.data
+    assert server.asked == [f"bytes={len(server.data)}-"]
 
 
 @pytest.mark.parametrize("how", ["other tag", "no ranges", "no tag", "shorter"])
@@ -222,6 +232,11 @@ def test_without_a_network_one_sentence_says_what_to_do(entry, monkeypatch):
     text = str(caught.value)
     assert f"get {entry.address} by other means and put it at {entry.path}" in text
     assert "\n" not in text
+
+
+def test_without_name_resolution_nothing_is_tried_again(tmp_path):
+    with pytest.raises(CheckpointError, match="could not be downloaded"):
+        download("http://nobody.invalid/file.pt", tmp_path / "file.pt")  # else this takes seconds
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
