@@ -192,6 +192,16 @@ def test_equal_frames_merge_into_one() -> None:
     assert p.size.tolist() == [[5.0] * 6]
 
 
+def test_frames_that_repeat_themselves_keep_less() -> None:
+    x = torch.randn(1, 2, 9, 16)
+    x[:, 0, 3:] = x[:, 0, :1]  # three kinds of tokens
+    p = plan("token_correlation", x, attention=torch.rand(1, 2, 9), order="upstream")
+    assert ((p.rep < 9) & (p.rep >= 0)).sum() == 3
+    assert p.num_out == 12
+    exactly = plan("token_correlation", x, 4, attention=torch.rand(1, 2, 9))
+    assert (exactly.rep < 9).sum() == 1
+
+
 X = torch.randn(3, 4, 8)
 
 

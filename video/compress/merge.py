@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from video.compress.plan import Plan
+from video.compress.select import ranks
 
 
 def partition(
@@ -66,6 +67,21 @@ def best_of_each(out_PN: Tensor, score_PN: Tensor, K: int) -> Tensor:
     slots = torch.arange(K, device=order.device).expand(len(order), K).contiguous()
     first = torch.searchsorted(out_PN.gather(1, order).contiguous(), slots)
     return order.gather(1, first)
+
+
+def keep_ranked(score_BTN: Tensor, counts_BT: Tensor, total: int | None = None) -> Plan:
+    """Keep the best of each frame, as many as its count, in order; padded where samples differ."""
+    B, T, N = score_BTN.shape
+    kept = (ranks(score_BTN.flatten(0, 1)) < counts_BT.flatten()[:, None]).view(B, T * N)
+    index = (~kept).long().argsort(dim=1, stable=True)
+    if total is not None:
+        return Plan.keep(index[:, :total], T * N)
+    num = kept.sum(1)
+    index = index[:, : int(num.max())]
+    rep = index.where(torch.arange(index.shape[1], device=index.device) < num[:, None], -1)
+    batch, out = (rep >= 0).nonzero(as_tuple=True)
+    one = torch.ones(len(batch), device=index.device)
+    return Plan.build(batch, out, rep[batch, out], one, rep, T * N)
 
 
 def distinct(plan: Plan) -> Plan:

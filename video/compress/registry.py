@@ -34,6 +34,7 @@ from video.compress.recipes.quota import quota
 from video.compress.recipes.ranked import fopru, vflowopt, vtc_cls
 from video.compress.recipes.sta import sta
 from video.compress.recipes.testa import testa
+from video.compress.recipes.token_correlation import token_correlation
 from video.compress.recipes.token_pooling import token_pooling
 from video.compress.recipes.tome import tome
 from video.compress.recipes.ts_llava import ts_llava
@@ -111,6 +112,7 @@ METHODS: dict[str, Method] = _methods(
     vtc_cls,
     sta,
     testa,
+    token_correlation,
     token_pooling,
     tome,
     ts_llava,

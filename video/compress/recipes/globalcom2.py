@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from video.compress.budget import share
+from video.compress.merge import keep_ranked
 from video.compress.plan import Plan
-from video.compress.recipes.hired import cells, keep_ranked, picture_side
+from video.compress.recipes.hired import cells, picture_side
 from video.compress.score import TINY, per_token
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from video.compress.budget import share
+from video.compress.merge import keep_ranked
 from video.compress.plan import Plan
 from video.compress.score import per_token
-from video.compress.select import ranks, top
+from video.compress.select import top
 
 
 def cells(rows: int, columns: int, h: int, w: int, device: torch.device) -> Tensor:
@@ -34,21 +35,6 @@ def picture_side(num_pictures: int, num_tokens: int, crops: tuple[int, int]) -> 
             f"{num_crops} square pictures"
         )
     return side
-
-
-def keep_ranked(score_BTN: Tensor, counts_BT: Tensor, total: int | None = None) -> Plan:
-    """Keep the best of each frame, as many as its count, in order; padded where samples differ."""
-    B, T, N = score_BTN.shape
-    kept = (ranks(score_BTN.flatten(0, 1)) < counts_BT.flatten()[:, None]).view(B, T * N)
-    index = (~kept).long().argsort(dim=1, stable=True)
-    if total is not None:
-        return Plan.keep(index[:, :total], T * N)
-    num = kept.sum(1)
-    index = index[:, : int(num.max())]
-    rep = index.where(torch.arange(index.shape[1], device=index.device) < num[:, None], -1)
-    batch, out = (rep >= 0).nonzero(as_tuple=True)
-    one = torch.ones(len(batch), device=index.device)
-    return Plan.build(batch, out, rep[batch, out], one, rep, T * N)
 
 
 def hired(
