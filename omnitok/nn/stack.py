@@ -77,7 +77,9 @@ class Block(nn.Module):
     @staticmethod
     def _add(x: Tensor, branch: Tensor) -> Tensor:
         """The residual stream and what was just computed for it, which nobody else holds."""
-        return x + branch if needs_graph(x) else branch.add_(x)
+        if needs_graph(x) or branch.dtype != x.dtype:  # autocast makes narrower branches
+            return x + branch
+        return branch.add_(x)
 
 
 class Stack(nn.Module):

@@ -4,8 +4,10 @@ import pytest
 import torch
 from small_models import small_model
 
+from omnitok.config import StackConfig
 from omnitok.nn.attention import Attention
 from omnitok.nn.layout import grid_layout
+from omnitok.nn.mlp import MLP
 from omnitok.nn.norm import Norm, inverse_rms
 from omnitok.nn.rope import rotary_phasors, rotate, rotate_
 from omnitok.nn.stack import StackCache
@@ -99,3 +101,39 @@ def test_attention_without_normalised_queries_agrees_too():
     with torch.no_grad():
         inferred, _ = attention(x, phasors, layout.partitions["local"])
     torch.testing.assert_close(trained.detach(), inferred, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 2e-6), (torch.bfloat16, 1e-2)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_feed_forward_layer_in_parts_equals_the_whole(bias, dtype, close, monkeypatch):
+    layer = MLP("gelu_tanh", 16, 40, bias).to(dtype)
+    x = torch.randn(2, 1, 33, 16, dtype=dtype)
+    wanted = layer(x).detach()
+    for held in (1, 40 * dtype.itemsize * 10, 2**20):
+        monkeypatch.setattr("omnitok.nn.mlp.HELD", held)
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), wanted, atol=close, rtol=close)
+
+
+def test_queries_and_keys_are_placed_the_same_in_parts(monkeypatch):
+    config = StackConfig(width=32, heads=2, layers=("global",), mlp_hidden=8, qk_norm="affine")
+    attention, layout = Attention(config), grid_layout(3, 5, 8, torch.device("cpu"))
+    torch.nn.init.normal_(attention.q_gain)
+    phasors = layout.phasors("global", 16, 100.0, torch.arange(2, dtype=torch.float64))
+    x, partition = torch.randn(1, 2, 15, 32), layout.partitions["global"]
+    wanted = attention(x, phasors, partition)[0].detach()
+    for some in (1, 500, 2**18):
+        monkeypatch.setattr("omnitok.nn.attention.IN_CACHE", some)
+        with torch.no_grad():
+            torch.testing.assert_close(attention(x, phasors, partition)[0], wanted)
+
+
+def test_autocast_without_gradients_keeps_the_residual_stream_in_float32():
+    model = small_model("tiny").eval()
+    x = torch.randn(1, 2, 4, model.config.encoder.width)
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = model.encoder(x, model.layout("encoder", (2, 2))).detach()
+        with torch.no_grad():
+            got = model.encoder(x, model.layout("encoder", (2, 2)))
+    assert got.dtype == wanted.dtype == torch.float32
+    torch.testing.assert_close(got, wanted, atol=0.05, rtol=0.05)
