@@ -17,6 +17,11 @@ from video.compress.score import change, cosine, patch_entropy, received
 from video.compress.select import every, top
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 def three_of_five() -> Plan:
     """Sources 0 and 3 averaged, 1 alone, 2 twice as much, 4 dropped."""
     e = torch.tensor
