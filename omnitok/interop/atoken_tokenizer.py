@@ -157,6 +157,8 @@ class ATokenTokenizer(PublishedTokenizer):
 
     def _features(self, clips: Sequence[Tensor]) -> tuple[list[Grid], list[Tensor]]:
         """Grids and [N, D] semantic features of [3, T, H, W] clips, window by window."""
+        if not clips:
+            raise ValueError("got no clips; expected one or more, float [3, T, H, W] in [-1, 1]")
         for x in clips:
             if x.ndim != 4 or x.shape[0] != 3 or not x.is_floating_point() or 0 in x.shape:
                 raise ValueError(

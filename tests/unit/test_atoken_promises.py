@@ -215,6 +215,8 @@ def test_calls_that_cannot_hold_raise(tok):
         for call in (tok.encode, lambda x: tok.embed(list(x))):
             with pytest.raises(ValueError, match=r"expected float \[(B, )?3, T, H, W\]"):
                 call(wrong if wrong.ndim == 5 or call is tok.encode else wrong[None, 0])
+    with pytest.raises(ValueError, match="no clips"):
+        tok.embed([])
     if tok.codebook_size is None:
         with pytest.raises(TypeError, match="continuous and has no codes"):
             tok.quantize(tok.encode(bad))
