@@ -212,9 +212,12 @@ def test_the_mean_is_given_unless_a_sample_is_asked_for():
 def test_calls_that_cannot_hold_raise(tok):
     bad = pixels(1, 3, 4, 8, 8)
     for wrong in (bad[0], bad.byte(), bad[:, :2]):
-        for call in (tok.encode, lambda x: tok.embed(list(x))):
+        with pytest.raises(ValueError, match=r"expected float \[B, 3, T, H, W\]"):
+            tok.encode(wrong)
+    for wrong in (bad[:, 0], bad.byte(), bad[:, :2]):
+        for call in (tok.embed, lambda x: tok.encode(list(x))):
             with pytest.raises(ValueError, match=r"expected float \[(B, )?3, T, H, W\]"):
-                call(wrong if wrong.ndim == 5 or call is tok.encode else wrong[None, 0])
+                call(wrong)
     with pytest.raises(ValueError, match="no clips"):
         tok.embed([])
     if tok.codebook_size is None:
