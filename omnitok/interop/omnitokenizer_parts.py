@@ -121,12 +121,20 @@ class CosineAttention(nn.Module):
         steps, index = displacements(*place.grid, self.q_scale.device)
         return _spread(self.position(steps.type_as(self.q_scale)), index)
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that takes what `mix` gives."""
+        return self.out
+
     def forward(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
         """[S, N, D] to [S, N, D], with what `bias_of` gave."""
+        return self.out(self.mix(x_SND, place, bias_1HNN))  # type: ignore[no-any-return]
+
+    def mix(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
+        """Averages of values, the heads side by side."""
         graph = needs_graph(x_SND)
         if x_SND.shape[1] == 1 and not graph:  # the only token gets all of the attention
-            value = F.linear(x_SND, self.kv.weight[len(self.q.weight) :])
-            return self.out(value)  # type: ignore[no-any-return]
+            return F.linear(x_SND, self.kv.weight[len(self.q.weight) :])
         q_SNHK = rearrange(self.q(self.norm(x_SND)), "s n (h k) -> s n h k", h=self.heads)
         kv = rearrange(self.kv(x_SND), "s n (i h k) -> s n i h k", i=2, h=self.heads)
         k_SNHK, v_SNHK = kv.unbind(2)
@@ -148,7 +156,7 @@ class CosineAttention(nn.Module):
             is_causal=place.causal and bias_1HNN is None,
             scale=SHARPNESS / width,  # the cosines come from lengths of sqrt(width)
         )
-        return self.out(rearrange(o_SHNK, "s h n k -> s n (h k)").type_as(x_SND))  # type: ignore[no-any-return]
+        return rearrange(o_SHNK, "s h n k -> s n (h k)").type_as(x_SND)
 
     def _unit(self, x_SNHK: Tensor, place: Place, graph: bool) -> Tensor:
         """Float32 queries or keys, turned, of length sqrt(K); may change them."""
@@ -175,12 +183,21 @@ class WindowAttention(nn.Module):
         """[1, H, N, N] added to the scores of every window."""
         return _spread(self.table, displacements(self.window, self.window, self.table.device)[1])
 
-    def forward(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor) -> Tensor:
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that takes what `mix` gives."""
+        return self.proj
+
+    def forward(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
         """[S, N, D] to [S, N, D], where N is one window, with what `bias_of` gave."""
+        return self.proj(self.mix(x_SND, place, bias_1HNN))  # type: ignore[no-any-return]
+
+    def mix(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
+        """Averages of values, the heads side by side."""
         qkv = rearrange(self.qkv(self.norm(x_SND)), "s n (i h k) -> i s h n k", i=3, h=self.heads)
         q_SHNK, k_SHNK, v_SHNK = qkv.unbind(0)
         o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_1HNN)
-        return self.proj(rearrange(o_SHNK, "s h n k -> s n (h k)"))  # type: ignore[no-any-return]
+        return rearrange(o_SHNK, "s h n k -> s n (h k)")
 
 
 def _spread(table_MH: Tensor, index_NN: Tensor) -> Tensor:
@@ -218,9 +235,16 @@ class Block(nn.Module):
         at_once = max(1, TOKENS_AT_ONCE // x_SND.shape[1])
         for start in range(0, len(x_SND), at_once):
             part = x_SND[start : start + at_once]
-            part.add_(self.attention(part, place, bias_1HNN))
-            part.add_(self.mlp(self.mlp_norm(part)))
+            _add(part, self.attention.mix(part, place, bias_1HNN), self.attention.last)
+            _add(part, self.mlp.gated(self.mlp_norm(part)), self.mlp.down)
         return x_SND
+
+
+def _add(x_SND: Tensor, y: Tensor, linear: nn.Linear) -> None:
+    """`x += linear(y)`, without writing the result of the layer anywhere else."""
+    x_SND.flatten(0, 1).addmm_(y.flatten(0, 1), linear.weight.T)
+    if linear.bias is not None:
+        x_SND.add_(linear.bias)
 
 
 @lru_cache(maxsize=64)
