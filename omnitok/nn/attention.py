@@ -18,14 +18,13 @@ from torch.nn import functional as F
 
 from omnitok.config import StackConfig
 from omnitok.nn.layout import Partition
-from omnitok.nn.norm import inverse_rms, needs_graph
+from omnitok.nn.norm import IN_CACHE, inverse_rms, needs_graph
 from omnitok.nn.rope import rotate, rotate_
 
 KeysValues = tuple[Tensor, Tensor]
 QK_NORMS = (False, True, "affine")
 EXPLICIT_KEYS = 256  # up to which the explicit product is trained faster on a CPU
 EPS = 1e-6  # added to the mean squares of queries and keys
-IN_CACHE = 2**18  # numbers that a processor's cache keeps from one step to the next
 AFFINE_EPS = 1e-26  # the same, where a gain follows: only keeps zeros finite
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 NORMS = ("rms", "layer")
+IN_CACHE = 2**17  # numbers that a processor's cache keeps from one step to the next
 
 
 class Norm(nn.Module):
@@ -37,8 +38,16 @@ class Norm(nn.Module):
             return F.layer_norm(x, (self.width,), self.weight, self.bias, self.eps)
         if needs_graph(x):
             return F.rms_norm(x, (self.width,), self.weight, self.eps)
-        scaled = x.float() * inverse_rms(x, self.eps)
-        return (scaled if self.weight is None else scaled.mul_(self.weight)).type_as(x)
+        if x.dtype == torch.float32:
+            scaled = x * inverse_rms(x, self.eps)
+            return scaled if self.weight is None else scaled.mul_(self.weight)
+        rows, out = x.reshape(-1, self.width), torch.empty_like(x).reshape(-1, self.width)
+        some = max(1, IN_CACHE // self.width)
+        for part, place in zip(torch.split(rows, some), torch.split(out, some), strict=True):
+            wide = part.float()
+            wide.mul_(inverse_rms(wide, self.eps))
+            place.copy_(wide if self.weight is None else wide.mul_(self.weight))
+        return out.reshape(x.shape)
 
 
 def needs_graph(x: Tensor) -> bool:
