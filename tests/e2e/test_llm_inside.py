@@ -235,3 +235,12 @@ def test_everything_is_restored_and_refused_in_a_sentence() -> None:
         tiny.model.generate(**equal(tiny), **GREEDY, cache_implementation="static")
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in tiny.model.modules())
     assert torch.equal(tiny.model(**equal(tiny)).logits, before)
+
+
+@pytest.mark.parametrize("method", INSIDE)
+def test_a_modality_that_is_not_named_stays_whole(method: str) -> None:
+    tiny = MAKERS["qwen2_5_vl"]()
+    expected = tiny.model(**equal(tiny)).logits
+    with compact(tiny.model, method, 0.25, modalities=("image",)):
+        assert torch.equal(tiny.model(**equal(tiny)).logits, expected)
+        tiny.model.generate(**equal(tiny), **GREEDY)

@@ -72,9 +72,10 @@ class FastV(Method):
 
     def before(self, number: int, view: View) -> Plan | None:
         """See `Method`."""
-        if number != self.layer or self._score is None:
+        total = visual_tokens(view.patch)
+        if number != self.layer or self._score is None or not total:
             return None
-        return keep_best(self._score, view.patch, exact(self.budget, visual_tokens(view.patch)))
+        return keep_best(self._score, view.patch, exact(self.budget, total))
 
 
 def last_word(view: View) -> Tensor:
@@ -112,19 +113,17 @@ class Stages(Method):
         if not all(0 <= layer < num_layers for layer in self.layers):
             raise ValueError(f"layers={self.layers}; expected numbers in 0..{num_layers - 1}")
 
-    def seen(self, number: int, view: View) -> None:
-        """See `Method`."""
+    def left(self, number: int, view: View) -> int | None:
+        """How many visual tokens layer `number` gets, if it is one where some go.
+
+        Asked for every layer, first to last.
+        """
+        assert self.layers is not None
         if number == 0:
             self._total = visual_tokens(view.patch)
-
-    def left(self, number: int, view: View) -> int | None:
-        """How many visual tokens layer `number` gets, if it is one where some go."""
-        assert self.layers is not None
-        if number not in self.layers:
+        if number not in self.layers or not self._total:
             return None
         stage = self.layers.index(number)
-        if number == 0:
-            self._total = visual_tokens(view.patch)
         if self.keep is not None:
             return min(self.keep[stage], visual_tokens(view.patch))
         share = exact(self.budget, self._total) / self._total
