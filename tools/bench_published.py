@@ -196,8 +196,14 @@ def _attention_flops(q: list[int], k: list[int], *_: object, **__: object) -> in
     return 4 * math.prod(q) * k[-2]
 
 
+def _addmm_flops(_: object, a: list[int], b: list[int], *__: object, **___: object) -> int:
+    """Of the product, from the shapes of what is added to and of both matrices."""
+    return 2 * math.prod(a) * b[-1]
+
+
 def _efficiency(contest: Contest, seconds: float, peak: float) -> Figure:
-    with FlopCounterMode(display=False, custom_mapping={ATTENTION: _attention_flops}) as counter:
+    mapping = {ATTENTION: _attention_flops, torch.ops.aten.addmm_: _addmm_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         contest.ours()
     rate = counter.get_total_flops() / seconds
     return Figure(
