@@ -129,7 +129,8 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     entry = PUBLISHED[name]
     path = entry.path
     if not path.exists():
-        download(entry.address, path, least=HALF * entry.parameters, progress=progress)
+        least = 0 if os.environ.get(MIRROR) else HALF * entry.parameters  # a mirror may hold others
+        download(entry.address, path, least=least, progress=progress)
     known, size = _known(path), path.stat().st_size
     if known is not None and known[0] != size:
         raise _changed(path, f"{known[0]:,} bytes", f"{size:,}")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
 
+import omnitok
 from omnitok.checkpoint import CheckpointError
 from omnitok.interop import download as module
 from omnitok.interop import registry
 from omnitok.interop.download import download
+from tests.published_files import atoken_state
 
 NAME = "omnitokenizer-imagenet-k600"
 
@@ -194,12 +198,10 @@ def test_an_address_of_another_kind_is_refused(tmp_path):
 
 @pytest.fixture
 def entry(server, tmp_path, monkeypatch):
-    """A published name that the server has, with a file of few bytes."""
+    """A published name, whose file the server has instead of its makers."""
     monkeypatch.setenv("OMNITOK_CACHE", str(tmp_path))
     monkeypatch.setenv(registry.MIRROR, f"{server.address}/mirror/")
-    entry = replace(registry.PUBLISHED[NAME], parameters=1000)
-    monkeypatch.setitem(registry.PUBLISHED, NAME, entry)
-    return entry
+    return registry.PUBLISHED[NAME]
 
 
 def test_published_weights_are_fetched_once_from_the_mirror(entry, server):
@@ -208,6 +210,24 @@ def test_published_weights_are_fetched_once_from_the_mirror(entry, server):
     assert registry.fetch(NAME) == path == entry.path
     assert registry.name_of(path) == NAME
     assert len(server.asked) == 1
+
+
+def test_weights_from_their_makers_are_not_smaller_than_they_can_be(entry, server, monkeypatch):
+    monkeypatch.delenv(registry.MIRROR)
+    monkeypatch.setitem(registry.PUBLISHED, NAME, replace(entry, folder=server.address))
+    with pytest.raises(CheckpointError, match="the weights take at least 103,000,000"):
+        registry.fetch(NAME)
+
+
+def test_a_mirrored_model_loads_by_name(entry, server):
+    buffer = io.BytesIO()
+    torch.save(atoken_state(), buffer)
+    server.data, server.cuts = buffer.getvalue(), [100_000]
+    tok = omnitok.load("atoken-so-d")
+    assert tok.codebook_size == 4096
+    assert registry.name_of_hash(tok.weights_sha256) == "atoken-so-d"
+    assert omnitok.load("atoken-so-d").weights_sha256 == tok.weights_sha256
+    assert server.asked == [None, "bytes=100000-"]
 
 
 def test_published_weights_are_held_to_their_first_hash_and_size(entry, server):
