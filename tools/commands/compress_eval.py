@@ -102,11 +102,12 @@ def run(args: argparse.Namespace) -> int:
     if unknown := [name for name in names if name not in known]:
         raise UsageError(f"--method {unknown[0]} is unknown; choose one of {sorted(known)}")
     pairs = [(name, share) for name in names for share in budgets]
+    llm = _load_llm(args) if args.llm else None
     clips = dict(_clips(args))
     plain = {n for n, m in compress.METHODS.items() if m.needs == ("tokens",)}
     tok = load(args.model, args)
     undone = undo(tok, clips, [p for p in pairs if p[0] in plain], _mobilenet(report), report)
-    measured = _measured(args, clips, pairs) if args.llm else []
+    measured = [] if llm is None else _measured(*llm, args.question, clips, pairs)
     data = {
         "command": "eval-compress",
         "clips": list(clips),
@@ -222,36 +223,41 @@ def _same(a: Tensor | None, b: Tensor | None) -> float:
     return 0.0 if a is None or b is None else float((a == b).float().mean())
 
 
+def _load_llm(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model of --llm and its processor."""
+    try:
+        transformers: Any = importlib.import_module("transformers")
+    except ModuleNotFoundError as error:
+        raise UsageError("--llm needs transformers; pip install 'omnitok[llm]'") from error
+    try:
+        model = transformers.AutoModelForImageTextToText.from_pretrained(
+            args.llm, local_files_only=True, dtype=args.dtype
+        )
+        processor = transformers.AutoProcessor.from_pretrained(args.llm, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"--llm {args.llm} cannot be loaded ({error})") from error
+    return model.to(pick_device(args.device)).eval(), processor
+
+
 def _measured(
-    args: argparse.Namespace,
+    model: Any,
+    processor: Any,
+    question: str,
     clips: dict[str, Tensor],
     pairs: list[tuple[str, float | int | None]],
 ) -> list[Measured]:
     """Run a language model on the clips."""
     from video.llm.bench import measure
 
-    try:
-        transformers: Any = importlib.import_module("transformers")
-    except ModuleNotFoundError as error:
-        raise UsageError("--llm needs transformers; pip install 'omnitok[llm]'") from error
-    device = pick_device(args.device)
-    try:
-        model = transformers.AutoModelForImageTextToText.from_pretrained(
-            args.llm, local_files_only=True, dtype=args.dtype
-        ).to(device)
-        processor = transformers.AutoProcessor.from_pretrained(args.llm, local_files_only=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"--llm {args.llm} cannot be loaded ({error})") from error
-    content = [{"type": "video"}, {"type": "text", "text": args.question}]
+    content = [{"type": "video"}, {"type": "text", "text": question}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
     prompts = [
-        dict(processor(text=[text], videos=[frames], return_tensors="pt").to(device))
+        dict(processor(text=[text], videos=[frames], return_tensors="pt").to(model.device))
         for frames in clips.values()
     ]
-    wanted = [(method, share) for method, share in pairs if share is not None]
-    return measure(model.eval(), prompts, wanted)
+    return measure(model, prompts, [(name, share) for name, share in pairs if share is not None])
 
 
 def describe(undone: list[Undone], measured: list[Measured]) -> list[str]:
