@@ -228,6 +228,13 @@ def test_what_cannot_be_done_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPat
             pass
         with pytest.raises(ValueError, match="mm_token_type_ids"):
             tiny.model(**{k: v for k, v in inputs.items() if k != "mm_token_type_ids"})
+        embeds = torch.zeros(1, 4, 64)
+        pixels = inputs["pixel_values_videos"]
+        for call in (tiny.model, tiny.model.generate):
+            with pytest.raises(ValueError, match="needs input_ids"):
+                call(inputs_embeds=embeds, pixel_values_videos=pixels)
+        with pytest.raises(ValueError, match="leave use_cache"):
+            tiny.model.generate(**inputs, use_cache=False)
         with pytest.raises(ValueError, match="16 video placeholders"):
             tiny.model(**{**inputs, "input_ids": inputs["input_ids"][:1]})
     with pytest.raises(ValueError, match="'Linear'"), compact(torch.nn.Linear(2, 2)):

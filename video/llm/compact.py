@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from video.compress import METHODS, Plan, plan
-from video.llm.encode import Encoded, encode, encoder_arguments, has_pixels
+from video.llm.encode import Encoded, encode, encoder_arguments, has_pixels, ids_of
 from video.llm.forms import Form, base_of, form_of
 from video.llm.generate import Generate
 from video.llm.inside import Inside
@@ -203,7 +203,7 @@ class Compact:
             Its arguments, which places of the prompt are left if not all, and [B, 1] how far the
             next position is ahead of the number of places.
         """
-        ids = inputs["input_ids"]
+        ids = ids_of(inputs)
         mask = inputs.get("attention_mask")
         if mask is not None and mask.ndim != 2:
             raise ValueError(f"attention_mask is {list(mask.shape)}; compact needs [B, L]")

@@ -91,6 +91,18 @@ def has_pixels(inputs: dict[str, Any]) -> bool:
     return any(inputs.get(name) is not None for names in PIXELS.values() for name in names)
 
 
+def ids_of(inputs: dict[str, Any]) -> Tensor:
+    """[B, L] ids of a call.
+
+    Raises:
+        ValueError: It has none.
+    """
+    ids: Tensor | None = inputs.get("input_ids")
+    if ids is None:
+        raise ValueError("compact needs input_ids to know where the visual tokens go; pass them")
+    return ids
+
+
 def encoder_arguments(model: Any, modality: str) -> list[str]:
     """Arguments of the model's encoder of a modality, by name."""
     encoder = getattr(base_of(model), f"get_{modality}_features")
@@ -116,9 +128,7 @@ def encode(
     Raises:
         ValueError: Ids are missing, or have not one placeholder for each token.
     """
-    ids = inputs.get("input_ids")
-    if ids is None:
-        raise ValueError("compact needs input_ids to know where the visual tokens go; pass them")
+    ids = ids_of(inputs)
     encoded = {}
     for modality, kind in form.doors.items():
         if all(inputs.get(name) is None for name in PIXELS[modality]):

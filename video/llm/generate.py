@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from video.llm.encode import has_pixels
+from video.llm.encode import has_pixels, ids_of
 
 if TYPE_CHECKING:
     from video.llm.compact import Compact
@@ -30,7 +30,7 @@ class Generate:
             return generate(work.model, None, *args, **kwargs)
         if kwargs.get("use_cache") is False:
             raise ValueError("compact needs the cache of generate; leave use_cache as it is")
-        full = kwargs["input_ids"]
+        full = ids_of(kwargs)
         with torch.no_grad():
             short, shrunk, _ = work.shorten(kwargs, generating=True)
         length = short["input_ids"].shape[1]
