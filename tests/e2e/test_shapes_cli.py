@@ -1,13 +1,16 @@
 """3D assets through the commands: tokenize, inspect, decode, compare."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import shapes
 from omnitok.checkpoint import save_checkpoint
+from omnitok.hub import shipped
 from tests.shape_samples import box, shape_tokenizer, sphere
 from tools.cli import main
 
@@ -91,3 +94,21 @@ def test_a_shape_is_not_compared_with_a_picture(tmp_path, capsys, clips):
     status, _, err = run(capsys, "compare", tmp_path / "box.ply", tmp_path / "a.png")
     assert status == 3
     assert "no 3D asset" in err
+
+
+def data_folder() -> Path:
+    return Path(os.environ.get("OMNITOK_DATA") or Path(__file__).parents[3] / "shared/data")
+
+
+@pytest.mark.skipif("tiny-3d" not in shipped(), reason="no weights of tiny-3d in the package")
+def test_the_weights_of_the_package_keep_a_bunny(tmp_path, capsys):
+    bunny = data_folder() / "mesh" / "bunny" / "bunny.ply"
+    if not bunny.exists():
+        pytest.skip(f"no mesh at {bunny}; set OMNITOK_DATA to the folder that holds the data")
+    tokens = tmp_path / "bunny.omni.safetensors"
+    assert run(capsys, "tokenize", bunny, "-o", tokens)[0] == 0
+    status, out, _ = run(capsys, "compare", bunny, tokens, "--json")
+    scores = json.loads(out)
+    assert status == 0
+    assert scores["iou"] > 0.93
+    assert scores["f_score_0.02"] > 0.9
