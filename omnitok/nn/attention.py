@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from omnitok.config import StackConfig
 from omnitok.nn.layout import Partition
+from omnitok.nn.linear import linear
 from omnitok.nn.norm import IN_CACHE, inverse_rms, needs_graph
 from omnitok.nn.rope import rotate, rotate_
 
@@ -73,7 +74,8 @@ class Attention(nn.Module):
             stream: [W, groups, N, H, K], the group of time t in slot t modulo (lookback + 1); with
             `keep`, [W, tokens, H, K].
         """
-        qkv = rearrange(self.qkv(x_BGND), "b g n (i h k) -> b g n (i h) k", i=3, h=self.heads)
+        qkv = linear(self.qkv, x_BGND)
+        qkv = rearrange(qkv, "b g n (i h k) -> b g n (i h) k", i=3, h=self.heads)
         qk, v = torch.split(qkv, [2 * self.heads, self.heads], dim=-2)
         q, k = self._placed(qk, phasors).chunk(2, dim=-2)
         outputs, kept = [], []
@@ -99,7 +101,7 @@ class Attention(nn.Module):
             )
             start = stop
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-        return self.out(mixed), kept
+        return linear(self.out, mixed), kept
 
     def _placed(self, qk: Tensor, phasors: Tensor) -> Tensor:
         """Normalised and rotated queries and keys [B, G, N, H, K]; may change them."""

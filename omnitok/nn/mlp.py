@@ -5,12 +5,11 @@ Shape suffixes: D width, M hidden width.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omnitok.nn.linear import linear
 from omnitok.nn.norm import needs_graph
 
 HELD = 9 * 2**20  # bytes between the two layers: larger products are no faster
@@ -51,13 +50,13 @@ class MLP(nn.Module):
             return self.down(self.gated(x))  # type: ignore[no-any-return]
         if self.kind == "gelu_tanh" and not needs_graph(x):
             some = max(1, HELD // (self.up.out_features * x.element_size()))
-            if x.shape[-2] <= some:
-                return self.down(self._gelu_of_up(x))  # type: ignore[no-any-return]
+            if x.ndim < 2 or x.shape[-2] <= some:
+                return linear(self.down, linear(self.up, x, gelu=True))
             out = torch.empty_like(x)
             for part, place in zip(
                 torch.split(x, some, -2), torch.split(out, some, -2), strict=True
             ):
-                place.copy_(self.down(self._gelu_of_up(part)))
+                place.copy_(linear(self.down, linear(self.up, part, gelu=True)))
             return out
         hidden = self.up(x)
         if self.kind == "swiglu":
@@ -69,19 +68,3 @@ class MLP(nn.Module):
             value, gate = hidden.chunk(2, dim=-1)
             return self.down(value * F.gelu(gate))  # type: ignore[no-any-return]
         return self.down(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]
-
-    def _gelu_of_up(self, x: Tensor) -> Tensor:
-        """In bfloat16 the gelu alone takes as long as the matrix product: one kernel does both."""
-        if x.dtype == torch.bfloat16 and _has_fused_gelu():
-            weight, bias = self.up.weight, self.up.bias
-            fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
-            return fused
-        hidden: Tensor = torch.ops.aten.gelu_(self.up(x), approximate="tanh")
-        return hidden
-
-
-@cache
-def _has_fused_gelu() -> bool:
-    """Whether there is the kernel that the compiler uses for a linear layer and its gelu."""
-    ops = torch.ops.mkldnn
-    return hasattr(ops, "_linear_pointwise") and bool(ops._is_mkldnn_bf16_supported())
