@@ -23,6 +23,7 @@ Bytes = NDArray[np.uint8]
 MESH_SUFFIXES = (".ply", ".obj", ".stl", ".off", ".glb", ".gltf")
 POINT_SUFFIXES = (".xyz", ".npz")
 WRITTEN = (".ply", ".obj", ".stl", ".glb")
+STAND_IN = 102  # grey level of trimesh's own picture
 MAX_FACES = 20_000_000
 
 
@@ -160,7 +161,7 @@ def _of_trimesh(part: Any) -> Mesh:
     if visual.kind == "texture" and getattr(visual, "uv", None) is not None:
         material = visual.material
         image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        if image is not None:
+        if image is not None and not _is_stand_in(image):
             uv = np.asarray(visual.uv, np.float64)[faces]
             pixels = np.asarray(image.convert("RGB"))
             tint = getattr(material, "baseColorFactor", None)
@@ -179,6 +180,11 @@ def _of_trimesh(part: Any) -> Mesh:
     given = visual.kind == "texture" and color is not None and not np.ptp(color[:3]) == 0
     colors = np.tile(np.asarray(color)[:3].astype(np.uint8), (len(vertices), 1)) if given else None
     return Mesh(vertices, faces, colors)
+
+
+def _is_stand_in(image: Any) -> bool:
+    """Whether a picture is the grey one that trimesh puts in for a missing file."""
+    return image.size == (2, 2) and not (np.asarray(image.convert("RGB")) != STAND_IN).any()
 
 
 def _of_cloud(part: Any) -> Mesh:
