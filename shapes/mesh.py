@@ -23,7 +23,7 @@ Bytes = NDArray[np.uint8]
 MESH_SUFFIXES = (".ply", ".obj", ".stl", ".off", ".glb", ".gltf")
 POINT_SUFFIXES = (".xyz", ".npz")
 WRITTEN = (".ply", ".obj", ".stl", ".glb")
-STAND_IN = 102  # grey level of trimesh's own picture
+STAND_IN = 100  # grey level of trimesh's own picture
 MAX_FACES = 20_000_000
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+import shapes
 from omnitok.hub import shipped
+from tests.shape_samples import sphere
 from tools.cli import main
 from tools.commands.demonstrating import CLIP
 
@@ -30,6 +32,7 @@ pytestmark = pytest.mark.skipif(not shipped(), reason="the package holds no weig
 def desk(tmp_path, monkeypatch):
     """A folder with the files that the README speaks of."""
     shutil.copy(CLIP, tmp_path / "talk.mp4")
+    shapes.write(tmp_path / "bunny.ply", sphere())
     (tmp_path / "holiday").mkdir()
     shutil.copy(CLIP, tmp_path / "holiday" / "beach.mp4")
     (tmp_path / "my_data").mkdir()

@@ -181,3 +181,9 @@ def test_a_mirrored_shoe_is_another_shoe():
     *_, inside = look(shoe())
     *_, other = look(mirrored(shoe()))
     assert (inside.grid(24) != other.grid(24)).mean() > 0.02
+
+
+def test_a_missing_texture_is_no_colour(tmp_path):
+    lines = ["v 0 0 0", "v 1 0 0", "v 0 1 1", "vt 0 0", "vt 1 0", "vt 0 1", "f 1/1 2/2 3/3"]
+    (tmp_path / "a.obj").write_text("\n".join(lines) + "\n")
+    assert not read(tmp_path / "a.obj").has_colors
