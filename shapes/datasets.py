@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,47 +127,18 @@ def prepared(mesh: Mesh, config: PlanesConfig, cache: str | Path, seed: int = 0)
     return Prepared.load(path)
 
 
-class ShapeSampler:
-    """Batches of prepared shapes; step s draws from (seed, s) alone.
-
-    Args:
-        paths: Files of prepared shapes.
-        batch: Shapes in a step.
-        points: Queries of a shape in a step.
-        surface: Coloured points of a shape in a step.
-        seed: Of all draws.
-        turn: Whether to turn and mirror shapes at random by the symmetries of the box.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[str | Path],
-        *,
-        batch: int,
-        points: int = 4096,
-        surface: int = 512,
-        seed: int = 0,
-        turn: bool = True,
-    ) -> None:
-        if not paths:
-            raise ShapesError("there are no prepared shapes; prepare some first")
-        self.paths = [Path(path) for path in paths]
-        self.sizes = (batch, points, surface)
-        self.seed, self.turn = seed, turn
-
-    def batch(self, step: int) -> PlaneBatch:
-        """The shapes of a step."""
-        rng = np.random.default_rng([self.seed, step])
-        batch, points, surface = self.sizes
-        chosen = [self.paths[i] for i in rng.integers(len(self.paths), size=batch)]
-        items = [_draw(Prepared.load(path), points, surface, rng, self.turn) for path in chosen]
-        return PlaneBatch(**{k: torch.stack([vars(x)[k] for x in items]) for k in vars(items[0])})
-
-
-def _draw(
+def draw(
     shape: Prepared, points: int, surface: int, rng: np.random.Generator, turn: bool
 ) -> PlaneBatch:
-    """Some points of a shape, and its raster, without the batch axis."""
+    """Random points of a shape, and its raster, without the batch axis.
+
+    Args:
+        shape: What to draw from.
+        points: Queries.
+        surface: Coloured points of the surface.
+        rng: Of the draws.
+        turn: Whether to turn and mirror the shape at random by the symmetries of the box.
+    """
     # a run from a random place of the shuffled lists: nothing but this is read from the file
     some = torch.from_numpy(rng.integers(len(shape.points), size=points))
     seen = torch.from_numpy(rng.integers(len(shape.surface), size=surface))

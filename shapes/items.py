@@ -14,7 +14,7 @@ from torch import Tensor
 from omnitok.config import PlanesConfig
 from omnitok.train.config import SourceConfig
 from omnitok.train.sampler import SampleError
-from shapes.datasets import Prepared, _draw, prepared
+from shapes.datasets import Prepared, draw, prepared
 from shapes.extras import ShapesError
 from shapes.mesh import read
 
@@ -40,12 +40,20 @@ class ShapeItem:
         self, rng: np.random.Generator, source: SourceConfig, size: tuple[int, int, int]
     ) -> dict[str, Tensor]:
         """Tensors of a `PlaneBatch`; `size` is (queries, points of the surface, 1)."""
-        try:
-            if self._shape is None:
+        return vars(draw(self.shape(), size[0], size[1], rng, turn=True))
+
+    def shape(self) -> Prepared:
+        """The prepared shape.
+
+        Raises:
+            SampleError: There is none to be had from the file.
+        """
+        if self._shape is None:
+            try:
                 self._shape = self._load()
-        except (ShapesError, OSError) as error:
-            raise SampleError(str(error)) from error
-        return vars(_draw(self._shape, size[0], size[1], rng, True))
+            except (ShapesError, OSError) as error:
+                raise SampleError(str(error)) from error
+        return self._shape
 
     def _load(self) -> Prepared:
         if self._path.suffix == ".safetensors":

@@ -22,6 +22,10 @@ from tools.bench_shapes import THICK, Item, model_method, scores, thickness
 from tools.bench_shapes import held_out as closed_items
 
 LOGS = Path(__file__).parents[1] / "docs" / "weights"
+COMMAND = (
+    "omnitok train model=tiny-3d curriculum=tiny-3d data=meshes "
+    "start_from=runs/tiny-kl/weights.safetensors -o runs/tiny-3d"
+)
 WEAKNESSES = (
     "Small: trained on a few hundred meshes for under an hour on one CPU core. Sheet metal and "
     "wires thinner than 1/64 of the box come back broken or not at all; edges are rounded at that "
@@ -55,10 +59,10 @@ def card_of(name: str, run: Path, corpus: Path, digest: str) -> dict[str, Any]:
         "licence": "Apache-2.0",
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": {
-            "command": "python -m tools.train_shapes",
+            "command": COMMAND,
             "start_from": "tiny-kl",
             "seed": 0,
-            "steps": int(rows[-1][0]),
+            "steps": int(rows[-1][0]) + 1,
             "hardware": f"{platform.machine()} CPU, 1 thread",
             "torch": str(torch.__version__),
             "log": f"docs/weights/{name}.csv",

@@ -11,29 +11,36 @@ from torch import Tensor
 
 from omnitok.config import PlanesConfig
 from omnitok.metrics.validation import clip_psnr
+from omnitok.model import Autoencoder
 from omnitok.pixels import to_float, to_uint8
 from omnitok.train.config import ConfigError, DatasetConfig, TrainConfig, ValidationConfig
 from omnitok.train.network import Model, Network, build_model
 from omnitok.train.sampler import Item
+from shapes.datasets import Prepared
+from shapes.items import find_shapes
 from video import VideoError, write
 from video.data.crops import centre_clip
 from video.data.datasets import find_items
 
 SHOWN = 4  # clips of each set that pictures are kept of
+QUERIES = 10_000  # of a shape
 
 
 def find_data(config: TrainConfig) -> dict[str, Mapping[str, Sequence[Item]]]:
     """The files of every dataset of a run, by name and kind."""
-    planes = getattr(build_model(config.model, None).config, "planes", None)
+    planes = _planes_of(config)
     return {name: _find_all(dataset, planes) for name, dataset in config.data.items()}
+
+
+def _planes_of(config: TrainConfig) -> PlanesConfig | None:
+    with torch.device("meta"):
+        return getattr(build_model(config.model, None).config, "planes", None)
 
 
 def _find_all(dataset: DatasetConfig, planes: PlanesConfig | None) -> dict[str, Sequence[Item]]:
     """Pictures and videos of a dataset, and meshes if the model takes them."""
     meshes: list[Any] = []
     if planes is not None and Path(dataset.path).is_dir():
-        from shapes.items import find_shapes
-
         meshes = find_shapes(Path(dataset.path), planes)
     try:
         found: dict[str, Sequence[Item]] = dict[str, Any](find_items(dataset))
@@ -60,8 +67,14 @@ class Validator:
         self.folder, self.device = out / "pictures", device
         self.notes: list[str] = []
         self.sets: dict[str, list[Tensor]] = {}
+        self.shapes: dict[str, list[Prepared]] = {}
+        planes = _planes_of(config)
         for name, wanted in config.validation.items():
-            if clips := self._read(name, wanted):
+            if wanted.kind == "meshes":
+                if planes is not None:
+                    shapes = find_shapes(Path(wanted.data.path), planes)[: wanted.count]
+                    self.shapes[name] = [item.shape() for item in shapes]
+            elif clips := self._read(name, wanted):
                 self.sets[name] = clips
 
     def _read(self, name: str, wanted: ValidationConfig) -> list[Tensor]:
@@ -86,8 +99,12 @@ class Validator:
 
     @torch.no_grad()
     def __call__(self, model: Model, step: int) -> dict[str, float]:
-        """Mean PSNR of every set, in bfloat16 as training computes."""
-        network, scores = Network(model), {}
+        """Mean PSNR of every set, and IoU of shapes, in bfloat16 as training computes."""
+        network, scores = Network(model), dict[str, float]()
+        for name, shapes in self.shapes.items():
+            assert isinstance(model, Autoencoder)
+            values = [self._iou(model, shape) for shape in shapes]
+            scores[f"iou_{name}"] = round(sum(values) / len(values), 4)
         for name, clips in self.sets.items():
             values = []
             for n, clip in enumerate(clips):
@@ -99,6 +116,18 @@ class Validator:
                     self._draw(f"{name}-{n}", step, clip, to_uint8(recon[0]).cpu())
             scores[f"psnr_{name}"] = round(sum(values) / len(values), 3)
         return scores
+
+    def _iou(self, model: Autoencoder, shape: Prepared) -> float:
+        """Of the field at points spread evenly over the box."""
+        assert model.planes is not None
+        even = torch.nonzero(shape.weights == 1)[:QUERIES, 0]
+        raster = shape.raster.planes()[None].to(self.device)
+        points = shape.points[even].float()[None].to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            z = model.quantizer(model.encode_planes(raster)).z_q
+            field, _ = model.planes.field_at(model.decode_planes(z), points)
+        found, truth = field[0].cpu() > 0, shape.inside[even]
+        return float((found & truth).sum() / (found | truth).sum().clamp_min(1))
 
     def _draw(self, name: str, step: int, clip: Tensor, recon: Tensor) -> None:
         pair = torch.cat([clip, recon], dim=3).transpose(0, 1)

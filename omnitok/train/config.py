@@ -176,8 +176,8 @@ class ValidationConfig:
 
     Attributes:
         data: Where the files are.
-        kind: "images" or "videos".
-        size: (T, H, W): the first frames, scaled and cut from the middle.
+        kind: "images", "videos" or "meshes".
+        size: (T, H, W): the first frames, scaled and cut from the middle; not used for meshes.
         count: How many files.
     """
 

@@ -9,11 +9,13 @@ import trimesh
 
 import shapes
 from omnitok import Tokens, TokensError
-from omnitok.planes import sample_profiles
+from omnitok.planes import PlaneBatch, sample_profiles
+from omnitok.train.config import SourceConfig
 from shapes import ShapesError
 from shapes.compare import compare_meshes
-from shapes.datasets import Prepared, ShapeSampler, prepare, prepared, turned
+from shapes.datasets import Prepared, prepare, prepared, turned
 from shapes.extract import lattice, marching_cubes
+from shapes.items import ShapeItem
 from shapes.procedural import random_shape
 from shapes.raster import rasterize
 from tests.shape_samples import PLANES, box, mirrored, shape_tokenizer, shoe, sphere
@@ -132,12 +134,16 @@ def test_training_data_is_kept_and_drawn_by_step(tmp_path):
     again = prepared(shape, PLANES, tmp_path)
     assert again.points.equal(once.points)
     path = next(tmp_path.iterdir())
-    sampler = ShapeSampler([path], batch=2, points=64, surface=16, seed=3)
-    one, two, other = sampler.batch(5), sampler.batch(5), sampler.batch(6)
-    assert all(torch.equal(vars(one)[name], vars(two)[name]) for name in vars(one))
-    assert not one.points.equal(other.points)
-    assert one.raster.shape == (2, 3, PLANES.channels, 32, 32)
-    result = shape_tokenizer().model.forward_planes(one)
+    item = ShapeItem(path, PLANES, tmp_path)
+    source = SourceConfig(kind="meshes", sizes=[(64, 16, 1)], batch=1)
+    one, two, other = (
+        item.sample(np.random.default_rng(seed), source, (64, 16, 1)) for seed in (5, 5, 6)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not one["points"].equal(other["points"])
+    assert one["raster"].shape == (3, PLANES.channels, 32, 32)
+    batch = PlaneBatch(**{name: torch.stack([one[name], other[name]]) for name in one})
+    result = shape_tokenizer().model.forward_planes(batch)
     assert set(result.losses) == {"inside", "overlap", "color", "roughness"}
     path.write_bytes(b"x")
     with pytest.raises(ShapesError, match="prepare it again"):
