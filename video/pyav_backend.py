@@ -113,8 +113,9 @@ class PyAVSource:
         if frame.pts is None:
             step = float(1 / (self.info.fps or Fraction(25)))
             return self.info.start if last == -np.inf else last + step
-        time = float(frame.pts * self.scan.time_base)
-        return time if time > last else last + float(self.scan.time_base)
+        base = self.scan.time_base
+        time = frame.pts * base.numerator / base.denominator  # rounded once, as a Fraction is
+        return time if time > last else last + float(base)
 
     def _decode_from(self, opened: Opened, wanted: int | None) -> Frames:
         """Decode from the frame with time `wanted` (in ticks) on; None is the start of the file.
@@ -152,14 +153,13 @@ class PyAVSource:
                 if cut and packet.size:
                     self._damage(cut)
                     cut = None
-                pts = packet.pts if packet.pts is not None else packet.dts
-                place = "?" if pts is None else f"{float(pts * self.scan.time_base):.3f}"
                 if packet.is_corrupt and packet.size:  # no harm if it is the last one: a cut file
-                    cut = f"the packet at {place} s is incomplete"
+                    cut = f"the packet at {self._place(packet)} s is incomplete"
                     continue
                 try:
                     frames = packet.decode()
                 except av.FFmpegError as error:
+                    place = self._place(packet)
                     self._damage(f"the packet at {place} s is damaged ({reason_of(error)})")
                     continue
                 yield from frames
@@ -169,6 +169,10 @@ class PyAVSource:
             self.damaged += 1
             if not self.warnings:
                 self.warnings.append(f"{self.info.path} ends early: {cut}")
+
+    def _place(self, packet: av.Packet) -> str:
+        pts = packet.pts if packet.pts is not None else packet.dts
+        return "?" if pts is None else f"{float(pts * self.scan.time_base):.3f}"
 
     def _damage(self, what: str) -> None:
         self.damaged += 1
