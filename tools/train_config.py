@@ -57,7 +57,7 @@ def _forms(override: str, folder: str | Path | None) -> list[str]:
     if value in choices:
         return [override]
     if key == "data" and Path(value).exists():
-        return ["data=folder", f"++folder='{Path(value).resolve()}'"]
+        return ["data=folder", f"++folder='{value}'"]
     near = difflib.get_close_matches(value, choices, 1)
     hint = f"did you mean {near[0]!r}?" if near else f"choose one of {choices}"
     raise ConfigError(f"there is no {key} {value!r}; {hint}")
