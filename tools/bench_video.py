@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import video
-from video.index import _scan
+from video.index import forget
 
 WRONG = 12.0  # mean difference in levels above which two frames are different pictures
 PICKED = 32  # frames of a random batch
@@ -68,7 +68,7 @@ def race(contenders: dict[str, Callable[[], int]], repeat: int) -> dict[str, flo
     best = dict.fromkeys(contenders, 0.0)
     for _ in range(repeat):
         for name, run in contenders.items():
-            _scan.cache_clear()
+            forget()
             start = time.perf_counter()
             count = run()
             best[name] = max(best[name], count / (time.perf_counter() - start))

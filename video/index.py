@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 import av
@@ -30,6 +29,8 @@ TICKS = 90_000  # per second, where a file says nothing
 LIMITS = {"max_pixels": str(MAX_PIXELS)}
 MATRICES = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020", 10: "bt2020", 0: "rgb"}
 RANGES = {1: "limited", 2: "full"}
+REMEMBERED = 256  # indices
+KEPT_BYTES = 64 << 20  # files up to this size are read once, larger ones for index and frames apart
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Scan:
     stored_size: tuple[int, int]
     matrix: tuple[int, int, int, int]
     warnings: tuple[str, ...]
+
+
+_scans: dict[tuple[str, int, int], Scan] = {}  # (path, time of change, size) -> index
 
 
 @contextmanager
@@ -112,50 +116,120 @@ def _video_stream(path: str, container: InputContainer) -> av.VideoStream:
     raise VideoError(f"{path} holds {held}; expected a file with a video stream")
 
 
+@dataclass
+class Begun:
+    """A decoder that stands behind a file's first frame, with all packets read.
+
+    Attributes:
+        frames: Those decoded so far.
+        packets: Those not yet decoded.
+        close: Lets go of the file.
+    """
+
+    frames: list[av.VideoFrame]
+    packets: list[av.Packet[Any]]
+    close: Callable[[], None]
+
+
 def scan(path: str) -> Scan:
     """Index a video (remembered until the file changes)."""
+    key = _key(path)
+    if key not in _scans:
+        with open_stream(path, "NONE") as (container, stream):
+            _remember(key, _index(path, key[2], container, stream, None))
+    return _scans[key]
+
+
+def begin(path: str, threads: str) -> tuple[Scan, Begun | None]:
+    """Index a video, and keep what that took for a decoder that goes on from its start.
+
+    Args:
+        path: File.
+        threads: As in `open_stream`.
+
+    Returns:
+        The index; and the begun decoder, unless the index was known, the file is large or damaged.
+    """
+    key = _key(path)
+    if key in _scans or key[2] > KEPT_BYTES:
+        return scan(path), None
+    with ExitStack() as stack:
+        container, stream = stack.enter_context(open_stream(path, threads))
+        begun = Begun([], [], stack.close)
+        index = _index(path, key[2], container, stream, begun)
+        _remember(key, index)
+        if index.warnings or not begun.frames:
+            return index, None
+        begun.close = stack.pop_all().close
+        return index, begun
+
+
+def forget() -> None:
+    """Forget every index."""
+    _scans.clear()
+
+
+def _key(path: str) -> tuple[str, int, int]:
     status = os.stat(path)
-    return _scan(path, status.st_mtime_ns, status.st_size)
+    return path, status.st_mtime_ns, status.st_size
 
 
-@lru_cache(maxsize=256)
-def _scan(path: str, _mtime_ns: int, file_size: int) -> Scan:
+def _remember(key: tuple[str, int, int], index: Scan) -> None:
+    while len(_scans) >= REMEMBERED:
+        _scans.pop(next(iter(_scans)), None)
+    _scans[key] = index
+
+
+def _index(
+    path: str,
+    file_size: int,
+    container: InputContainer,
+    stream: av.VideoStream,
+    begun: Begun | None,
+) -> Scan:
+    """Go through all packets; `begun` gets the first frames and the packets behind them."""
     warnings: list[str] = []
     times: list[int] = []
     keys: list[int] = []
     shown, timed, end = 0, True, 0
     first: av.VideoFrame | None = None
     reason: Exception = ValueError("it holds no frame")
-    with open_stream(path, "NONE") as (container, stream):
-        codec = stream.codec_context.name
-        time_base = stream.time_base or Fraction(1, TICKS)
-        try:
-            for packet in container.demux(stream):
-                if first is None:
-                    try:
-                        first = next(iter(packet.decode()), None)
-                    except av.FFmpegError as error:
-                        reason = error
-                if not packet.size:
-                    continue
-                if packet.is_discard or packet.is_corrupt:
-                    continue
-                if codec == "vp8" and not bytes(packet)[0] & 0x10:
-                    continue  # a reference that is never shown
-                shown += 1
-                if packet.pts is None:
-                    timed = False
-                    continue
-                times.append(packet.pts)
-                end = max(end, packet.pts + (packet.duration or 0))
-                if packet.is_keyframe:
-                    keys.append(packet.pts)
-        except DEMUX_ERRORS as error:
-            warnings.append(f"{path}: reading stopped early ({reason_of(error)})")
-            reason = error
-        announced = _announced_end(container, stream)
-        rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
-        has_audio = bool(container.streams.audio)
+    codec = stream.codec_context.name
+    time_base = stream.time_base or Fraction(1, TICKS)
+    try:
+        for packet in container.demux(stream):
+            if first is None:
+                try:
+                    frames = packet.decode()
+                    first = frames[0] if frames else None
+                    if begun is not None:
+                        begun.frames = frames
+                except av.FFmpegError as error:
+                    reason, begun = error, None
+            elif begun is not None:
+                begun.packets.append(packet)
+            if packet.is_corrupt and packet.size and begun is not None:
+                begun.frames, begun = [], None
+            if not packet.size:
+                continue
+            if packet.is_discard or packet.is_corrupt:
+                continue
+            if codec == "vp8" and not bytes(packet)[0] & 0x10:
+                continue  # a reference that is never shown
+            shown += 1
+            if packet.pts is None:
+                timed = False
+                continue
+            times.append(packet.pts)
+            end = max(end, packet.pts + (packet.duration or 0))
+            if packet.is_keyframe:
+                keys.append(packet.pts)
+    except DEMUX_ERRORS as error:
+        warnings.append(f"{path}: reading stopped early ({reason_of(error)})")
+        reason = error
+    announced = _announced_end(container, stream)
+    rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
+    has_audio = bool(container.streams.audio)
     if first is None:
         raise unreadable(path, reason)
     matrix = _display_matrix(first)

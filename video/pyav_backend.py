@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -13,7 +13,7 @@ from av.video.reformatter import VideoReformatter
 
 from video.clip import Pixels
 from video.errors import VideoError
-from video.index import DEMUX_ERRORS, open_stream, reason_of, scan, upright
+from video.index import DEMUX_ERRORS, Begun, begin, open_stream, reason_of, scan, upright
 
 Opened = tuple[InputContainer, av.VideoStream]
 Frames = Generator[av.VideoFrame, None, None]
@@ -21,10 +21,24 @@ STEPS_BACK = 3  # keyframes to go back before decoding from the start
 
 
 class PyAVSource:
-    """Frames of one file, upright, as RGB."""
+    """Frames of one file, upright, as RGB.
 
-    def __init__(self, path: str, on_damage: str) -> None:
-        self.scan = scan(path)
+    Args:
+        path: The file.
+        on_damage: "raise" or "skip".
+        ahead: Whether all frames are about to be read from the start, so that small files are gone
+            through once, for the index and for the frames.
+    """
+
+    def __init__(self, path: str, on_damage: str, ahead: bool = False) -> None:
+        self._skip = on_damage == "skip"
+        # frame threads hand out an error late, together with good frames
+        self._threads = "SLICE" if self._skip else "AUTO"
+        self._begun: Begun | None = None
+        if ahead:
+            self.scan, self._begun = begin(path, self._threads)
+        else:
+            self.scan = scan(path)
         self.info = self.scan.info
         self.size = (self.info.height, self.info.width)
         self.damaged = 0
@@ -33,7 +47,6 @@ class PyAVSource:
         if len(self.scan.pts):
             self.times = (self.scan.pts * float(self.scan.time_base)).tolist()
         self.end = self.info.start + self.info.duration
-        self._skip = on_damage == "skip"
         self._reformatter = VideoReformatter()
 
     def frames(self, start: float) -> Iterator[tuple[Pixels, float]]:
@@ -41,12 +54,10 @@ class PyAVSource:
         first = int(np.searchsorted(self.times or [], start + 1e-9, side="right")) - 1
         wanted = int(self.scan.pts[first]) if first > 0 else None
         last, count = -np.inf, max(first, 0)
-        # frame threads hand out an error late, together with good frames
-        with open_stream(self.info.path, "SLICE" if self._skip else "AUTO") as opened:
-            for frame in self._decode_from(opened, wanted):
-                last = self._time(frame, last)
-                count += 1
-                yield self.pixels(frame), last
+        for frame in self._go_on() if wanted is None else self._open_at(wanted):
+            last = self._time(frame, last)
+            count += 1
+            yield self.pixels(frame), last
         if count < (self.info.num_frames or 0):
             self.warnings.append(
                 f"{self.info.path}: {count} of {self.info.num_frames} frames could be decoded,"
@@ -106,7 +117,26 @@ class PyAVSource:
         return upright(rows.reshape(height, width, 3), self.scan.matrix)
 
     def close(self) -> None:
-        """Containers close with the generators that opened them."""
+        """Let go of a decoder that was not used; others close with the generators of frames."""
+        if self._begun is not None:
+            self._begun.close()
+            self._begun = None
+
+    def _open_at(self, wanted: int | None) -> Frames:
+        with open_stream(self.info.path, self._threads) as opened:
+            yield from self._decode_from(opened, wanted)
+
+    def _go_on(self) -> Frames:
+        """All frames: from the decoder that made the index, the first time, if there is one."""
+        begun, self._begun = self._begun, None
+        if begun is None:
+            yield from self._open_at(None)
+            return
+        try:
+            yield from begun.frames
+            yield from self._decode_packets(begun.packets)
+        finally:
+            begun.close()
 
     def _time(self, frame: av.VideoFrame, last: float) -> float:
         """Seconds of a frame; a missing or repeated time follows the one before it."""
@@ -145,11 +175,19 @@ class PyAVSource:
 
     def _decode(self, opened: Opened, key: int | None) -> Frames:
         container, stream = opened
-        cut: str | None = None
         try:
             if key is not None:
                 container.seek(key, stream=stream, backward=True)
-            for packet in container.demux(stream):
+            packets = container.demux(stream)
+        except DEMUX_ERRORS as error:
+            self._damage(f"reading stopped ({reason_of(error)})")
+            return
+        yield from self._decode_packets(packets)
+
+    def _decode_packets(self, packets: Iterable[av.Packet[Any]]) -> Frames:
+        cut: str | None = None
+        try:
+            for packet in packets:
                 if cut and packet.size:
                     self._damage(cut)
                     cut = None
@@ -170,7 +208,7 @@ class PyAVSource:
             if not self.warnings:
                 self.warnings.append(f"{self.info.path} ends early: {cut}")
 
-    def _place(self, packet: av.Packet) -> str:
+    def _place(self, packet: av.Packet[Any]) -> str:
         pts = packet.pts if packet.pts is not None else packet.dts
         return "?" if pts is None else f"{float(pts * self.scan.time_base):.3f}"
 

@@ -218,7 +218,7 @@ def open_video(
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: expected at least 1 frame")
     rate = None if fps is None else as_rate(fps)
-    source = _open_source(check_path(path), backend, on_damage, rate, size)
+    source = _open_source(check_path(path), backend, on_damage, rate, size, clip is None)
     if source.info.kind in ("image", "folder"):
         rate = None
     return VideoReader(source, rate, clip, chunk)
@@ -311,9 +311,14 @@ def read_at(
 
 
 def _open_source(
-    path: str, backend: str, on_damage: str, folder_fps: Fraction | None, size: Size | None
+    path: str,
+    backend: str,
+    on_damage: str,
+    folder_fps: Fraction | None,
+    size: Size | None,
+    ahead: bool = False,
 ) -> Source:
-    """The source for a checked path, set to deliver frames of `size`."""
+    """The source for a checked path, set to deliver frames of `size`; `ahead`: from the start."""
     if backend not in ("auto", "pyav", "decord"):
         raise ValueError(f"unknown backend {backend!r}; choose one of ['auto', 'pyav', 'decord']")
     source: Source
@@ -324,6 +329,6 @@ def _open_source(
 
         source = DecordSource(path)
     else:
-        source = PyAVSource(path, on_damage)
+        source = PyAVSource(path, on_damage, ahead)
     source.size = target_size(size, source.info.height, source.info.width)
     return source
