@@ -86,4 +86,4 @@ def losses(out: Path) -> list[float]:
 
 def two_process_config(shard: bool = False) -> TrainConfig:
     """A run whose numbers can be compared between one process and two."""
-    return run_config(8, shard=shard, save_every=4, autocast=False)
+    return run_config(8, shard=shard, save_every=4, eval_every=3, autocast=False)

@@ -46,7 +46,7 @@ class Hooks:
         on_step: Gets the values of every line of the log.
         on_broken: Gets (file, reason) once for every file that was passed over.
         validate: Gets the averaged model and the step; returns scores for the log. The first one
-            decides which checkpoint is the best.
+            decides which checkpoint is the best. One process is enough to have it.
     """
 
     on_step: Callable[[Values], None] | None = None
@@ -85,6 +85,7 @@ class Trainer:
         self.broken: dict[str, str] = {}
         self._pending: list[tuple[Values, Tensor, list[str]]] = []
         torch.manual_seed(config.seed)
+        self._validates = self.world.any(self.hooks.validate is not None)
         self.objectives = Objectives(config.stages, self.world.device)
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
         saved = self.checkpoints.load()
@@ -243,10 +244,7 @@ class Trainer:
 
     def _spent(self, limit: float | None) -> bool:
         """Whether the time is up, on any process."""
-        if limit is None:
-            return False
-        late = torch.tensor(float(self.seconds >= limit), device=self.world.device)
-        return bool(self.world.mean(late) > 0)
+        return limit is not None and self.world.any(self.seconds >= limit)
 
     def _sentence(self, error: Exception) -> str | None:
         text = (str(error).splitlines() or [""])[0]
@@ -291,10 +289,10 @@ class Trainer:
                     self.hooks.on_step(values)
 
     def _validate(self) -> dict[str, float]:
-        if self.hooks.validate is None:
+        if not self._validates:
             return {}
-        model = self.averaged()
-        scores = self.hooks.validate(model, self.step) if self.world.is_first else {}
+        model, validate = self.averaged(), self.hooks.validate
+        scores = validate(model, self.step) if validate is not None else {}
         if scores and (first := next(iter(scores.values()))) > self.best:
             self.best = first
             save_model(self.out / "best.safetensors", model)

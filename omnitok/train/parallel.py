@@ -42,6 +42,10 @@ class World:
             values /= self.size
         return values
 
+    def any(self, flag: bool) -> bool:
+        """Whether it holds on any process."""
+        return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.size > 1:
