@@ -242,6 +242,9 @@ class Block(nn.Module):
 
 def _add(x_SND: Tensor, y: Tensor, linear: nn.Linear) -> None:
     """`x += linear(y)`, without writing the result of the layer anywhere else."""
+    if torch.is_autocast_enabled(x_SND.device.type):  # which would not cast an in-place product
+        x_SND.add_(linear(y))
+        return
     x_SND.flatten(0, 1).addmm_(y.flatten(0, 1), linear.weight.T)
     if linear.bias is not None:
         x_SND.add_(linear.bias)

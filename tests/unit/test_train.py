@@ -289,6 +289,8 @@ def test_another_architecture_trains_by_the_same_trainer(corpus, tmp_path):
     values["stages"][1] |= {"losses": LOSSES, "quantizer": {"kind": "kl", "dim": 4}}
     run = trainer(corpus, tmp_path, from_dict(TrainConfig, values))
     assert run.model.quantizer.codebook.shape == (1, 64, 4)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):  # as validation computes
+        assert run.averaged()(torch.zeros(1, 3, 5, 32, 32)).recon.isfinite().all()
     run.run()
     assert not hasattr(run.model.quantizer, "codebook")
     tok = omnitok.load(tmp_path / "weights.safetensors")
