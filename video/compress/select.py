@@ -27,15 +27,6 @@ def top(score_PN: Tensor, k: int, order: str = "index") -> Tensor:
     return index.sort(dim=1).values if order == "index" else index
 
 
-def top_of_each(score_PN: Tensor, counts_P: Tensor) -> Tensor:
-    """As `top`, with a count for each row.
-
-    Returns:
-        [P, N] bool.
-    """
-    return ranks(score_PN) < counts_P[:, None]
-
-
 def every(num: int, k: int, device: torch.device | str = "cpu") -> Tensor:
     """Places spread evenly from the first to the last of `num`: [K] int64, K at most `num`."""
     if k < 2:

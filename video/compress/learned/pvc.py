@@ -18,11 +18,6 @@ from torch.nn import functional as F
 from omnitok.nn.mlp import MLP
 
 
-def repeat_still(x_BCHW: Tensor, times: int = 4) -> Tensor:
-    """An image as a video that stands still: [B, C, H, W] to [B, times, C, H, W]."""
-    return x_BCHW[:, None].expand(-1, times, -1, -1, -1)
-
-
 class ProgressiveLayer(nn.Module):
     """Causal attention over time at every place, its norm set by the time step.
 
