@@ -34,13 +34,13 @@ def plan_run(
                 (
                     n
                     for n in range(first, first + stage.steps * stage.accumulate)
-                    if sampler._choose(n)[0] == place
+                    if sampler.choose(n)[0] == place
                 ),
                 None,
             )
             if number is None:
                 continue
-            size = sampler._choose(number)[2]
+            size = sampler.choose(number)[2]
             losses = objectives.of(stage, source)
             for _ in range(2):  # the first time pays for buffers
                 batch = sampler[number]

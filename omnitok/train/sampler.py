@@ -127,9 +127,10 @@ class Sampler(TorchDataset[Batch]):
 
     def source_of(self, number: int) -> SourceConfig:
         """The source that a batch is drawn from."""
-        return self._choose(number)[1]
+        return self.choose(number)[1]
 
-    def _choose(self, number: int) -> tuple[int, SourceConfig, Size]:
+    def choose(self, number: int) -> tuple[int, SourceConfig, Size]:
+        """Of a batch: the place of its source in the mix, that source, and its (T, H, W)."""
         stage, inside = self.stage_of(number)
         rng = np.random.default_rng([self.config.seed, number])
         point = _halton(inside) if stage.order == "cycle" else rng.random()
@@ -139,7 +140,7 @@ class Sampler(TorchDataset[Batch]):
         return place, source, source.sizes[int(rng.integers(len(source.sizes)))]
 
     def __getitem__(self, number: int) -> Batch:
-        place, source, size = self._choose(number)
+        place, source, size = self.choose(number)
         batch = Batch(source.kind, place, {}, [])
         samples = []
         rank, world = self.share
