@@ -14,6 +14,7 @@ import torch
 from omnitok.train.config import SourceConfig, TrainConfig
 from omnitok.train.network import Network, Objectives, build_model, run_batch
 from omnitok.train.sampler import Item, Sampler
+from omnitok.train.stages import check_stage
 
 
 def plan_run(
@@ -27,6 +28,7 @@ def plan_run(
     for stage in config.stages:
         quantizer = stage.quantizer or quantizer
         model = build_model(config.model, quantizer).to(device)
+        check_stage(stage, model)
         network = Network(model)
         rows: list[dict[str, Any]] = []
         for place, source in enumerate(stage.mix):
@@ -64,6 +66,7 @@ def plan_run(
                 "name": stage.name,
                 "steps": stage.steps,
                 "batches": stage.accumulate,
+                "inflate": stage.inflate,
                 "sources": rows,
                 "seconds": round(stage.steps * each),
             }
@@ -118,6 +121,11 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
             f"stage {stage['name']!r}: {stage['steps']} steps of {stage['batches']} batches, about "
             f"{stage['seconds'] / 60:.1f} min"
         )
+        if stage["inflate"] is not None:
+            lines.append(
+                "  patches of moving frames begin with the weights of still ones, "
+                f"{stage['inflate']!r}; images come back as before"
+            )
         lines += [
             f"  {100 * row['share']:3.0f} % {row['kind']}: {row['clips']} clips of "
             f"{'x'.join(map(str, row['size']))}, {row['tokens']} tokens, {row['seconds']} s"

@@ -23,6 +23,7 @@ _LOSSES: dict[str, tuple[type[LossConfig], Callable[[Any], Loss]]] = {
     "l1": (pixel.PixelConfig, pixel.l1),
     "l2": (pixel.PixelConfig, pixel.l2),
     "rmse": (pixel.PixelConfig, pixel.rmse),
+    "logit_laplace": (pixel.PixelConfig, pixel.logit_laplace_loss),
     "huber": (pixel.HuberConfig, pixel.huber),
     "charbonnier": (pixel.CharbonnierConfig, pixel.charbonnier_loss),
     "contrastive": (ContrastiveConfig, Contrastive),

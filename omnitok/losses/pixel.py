@@ -41,9 +41,19 @@ def charbonnier(recon_BCTHW: Tensor, target_BCTHW: Tensor, eps: float = 1e-3) ->
     return (square + eps**2).sqrt().mean()
 
 
+def logit_laplace(recon_BCTHW: Tensor, target_BCTHW: Tensor) -> Tensor:
+    """What OmniTokenizer adds to squared differences under this name.
+
+    Pixels from 0 to 1 are squeezed into 0.1 to 0.9, as for the logit-Laplace likelihood of Ramesh
+    et al. 2021, arXiv:2102.12092, appendix A.3; of that, the published code has the absolute
+    difference alone.
+    """
+    return 0.8 * F.l1_loss(recon_BCTHW / 2, target_BCTHW / 2)
+
+
 @dataclass(kw_only=True, slots=True)
 class PixelConfig(LossConfig):
-    """Distance of pixels: l1, l2 (mean square) or rmse (see `rmse_per_clip`), by its name."""
+    """Distance of pixels: l1, l2, rmse (see `rmse_per_clip`) or logit_laplace, by its name."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -101,6 +111,11 @@ def l2(config: PixelConfig) -> PixelLoss:
 def rmse(config: PixelConfig) -> PixelLoss:
     """See `rmse_per_clip`."""
     return PixelLoss(config, rmse_per_clip)
+
+
+def logit_laplace_loss(config: PixelConfig) -> PixelLoss:
+    """See `logit_laplace`."""
+    return PixelLoss(config, logit_laplace)
 
 
 def huber(config: HuberConfig) -> PixelLoss:

@@ -15,6 +15,7 @@ from omnitok.token_facts import conform
 T = TypeVar("T")
 KINDS = ("images", "pans", "videos", "meshes")
 SCHEDULES = ("trapezoid", "cosine", "constant")
+INFLATIONS = ("average", "first", "still")
 
 
 class ConfigError(ValueError):
@@ -125,6 +126,9 @@ class StageConfig:
             as their weights say.
         freeze: Prefixes of the names of parameters that do not learn.
         quantizer: Bottleneck from this stage on; None keeps the one before.
+        inflate: How an OmniTokenizer that has seen images alone goes on to clips: "average" or
+            "first" as published, or "still" (`omnitok.interop.omnitokenizer_inflate`); None
+            keeps all weights.
         optim: Optimizer settings and schedule of this stage alone; None takes part in the run's.
     """
 
@@ -136,10 +140,13 @@ class StageConfig:
     order: str = "random"
     freeze: list[str] = field(default_factory=list)
     quantizer: dict[str, Any] | None = None
+    inflate: str | None = None
     optim: OptimConfig | None = None
 
     def __post_init__(self) -> None:
         _choice("order", self.order, ("random", "cycle"))
+        if self.inflate is not None:
+            _choice("inflate", self.inflate, INFLATIONS)
         if self.steps < 1 or self.accumulate < 1 or not self.mix or not self.losses:
             raise ConfigError(
                 f"stage {self.name!r} needs at least one step, one batch, one source and one loss"
@@ -196,7 +203,8 @@ class TrainConfig:
         stages: In order.
         data: Name -> files to draw from.
         validation: Name -> clips to score.
-        start_from: A checkpoint whose weights to begin with; None begins as the PCA of the data.
+        start_from: Weights to begin with, as `omnitok.load` takes them; None begins as the PCA of
+            the data.
         seed: Of everything random. Batch b draws from (seed, b) alone.
         optim: The optimizer and its schedule over all stages without one of their own.
         autocast: Whether to compute in bfloat16 where that is safe.
@@ -232,6 +240,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ConfigError("a run needs at least one stage")
+        if self.stages[0].inflate is not None and self.start_from is None:
+            raise ConfigError(
+                f"stage {self.stages[0].name!r} inflates what has seen images, but nothing has; "
+                "begin with a stage of images, or name weights with start_from"
+            )
         if min(self.log_every, self.save_every, self.eval_every, self.keep) < 1 or self.workers < 0:
             raise ConfigError(
                 "log_every, save_every, eval_every and keep must be at least 1, workers at least 0"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from omnitok.losses import LossSet
-from omnitok.train.config import ConfigError, TrainConfig, differences
+from omnitok.train.config import ConfigError, TrainConfig, differences, from_dict
 from omnitok.train.log import Log
 from omnitok.train.network import (
     Model,
@@ -333,7 +333,8 @@ class Trainer:
         self.world.wait()
 
     def _resume(self, step: int, state: Values) -> None:
-        changed = differences(state["config"], asdict(self.config))
+        before = asdict(from_dict(TrainConfig, state["config"]))  # with options that came later
+        changed = differences(before, asdict(self.config))
         if changed:
             raise ConfigError(
                 f"{self.out} holds a run with another config ({'; '.join(changed[:3])}); choose "

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnitok.checkpoint import load_checkpoint
+from omnitok.hub import load
+from omnitok.interop.omnitokenizer_inflate import MOVING
+from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from omnitok.model import Autoencoder
 from omnitok.pixels import to_float
 from omnitok.planes_start import start_planes
-from omnitok.train.config import ConfigError, TrainConfig
+from omnitok.train.config import ConfigError, StageConfig, TrainConfig
 from omnitok.train.network import Model, build_model
 from omnitok.train.pca import start_as_pca
 from omnitok.train.sampler import Sampler
@@ -20,6 +22,25 @@ from omnitok.train.transition import OWN, PLANES, move_over
 
 PCA_BATCHES = 48  # that the first weights are fitted to
 FIT_BATCHES = 8  # that a new bottleneck is fitted to
+
+
+def check_stage(stage: StageConfig, model: Model) -> None:
+    """Refuse a stage that asks for parts which a model does not have.
+
+    Raises:
+        ConfigError: It does.
+    """
+    meshes = any(source.kind == "meshes" for source in stage.mix)
+    if meshes and getattr(model, "planes", None) is None:
+        raise ConfigError(
+            f"stage {stage.name!r} has meshes in its mix, but the model has no 3D stage; use "
+            "model=tiny-3d or give it planes"
+        )
+    if stage.inflate is not None and not isinstance(model, OmniTokenizerNet):
+        raise ConfigError(
+            f"stage {stage.name!r} inflates, which only an OmniTokenizer needs: the parts for "
+            "clips of our own models begin as the PCA of clips; leave it out"
+        )
 
 
 class StageModels:
@@ -34,14 +55,8 @@ class StageModels:
     def __init__(self, config: TrainConfig, sampler: Sampler, device: torch.device) -> None:
         self.config, self.sampler, self.device = config, sampler, device
         for number, stage in enumerate(config.stages):
-            if any(source.kind == "meshes" for source in stage.mix):
-                with torch.device("meta"):
-                    model = build_model(config.model, self._quantizer_of(number))
-                if getattr(model, "planes", None) is None:
-                    raise ConfigError(
-                        f"stage {stage.name!r} has meshes in its mix, but the model has no 3D "
-                        "stage; use model=tiny-3d or give it planes"
-                    )
+            with torch.device("meta"):
+                check_stage(stage, build_model(config.model, self._quantizer_of(number)))
 
     def _quantizer_of(self, number: int) -> Mapping[str, Any] | None:
         given = [s.quantizer for s in self.config.stages[: number + 1] if s.quantizer is not None]
@@ -55,8 +70,8 @@ class StageModels:
         """The model that the first stage starts with."""
         model = self.fresh(0)
         if self.config.start_from is not None:
-            start, _ = load_checkpoint(self.config.start_from, device=self.device)
-            self._move(start, model, 0)
+            start: Any = load(self.config.start_from, self.device)
+            self._move(getattr(start, "model", start), model, 0)  # some weights are no tokenizer's
         elif isinstance(model, Autoencoder):
             start_as_pca(model, self._clips(PCA_BATCHES))
         self._start_planes(model, 0)
@@ -74,12 +89,13 @@ class StageModels:
         planes = self._start_planes(new, number)
         before = dict(old.named_parameters())
         alike = old.config.quantizer == new.config.quantizer
-        kept = {
-            name
-            for name in before
-            if not (planes and name.startswith(PLANES)) and (alike or not name.startswith(OWN))
-        }
-        return new, kept
+        inflated = self.config.stages[number].inflate is not None
+        begun = (
+            *((PLANES,) if planes else ()),
+            *(() if alike else OWN),
+            *(MOVING if inflated else ()),
+        )
+        return new, {name for name in before if not name.startswith(begun)}
 
     def _numbers(self, first: int, count: int, kinds: Collection[str]) -> list[int]:
         """Batches of these kinds, spread from number `first` to the end of the run."""
@@ -94,7 +110,8 @@ class StageModels:
             yield to_float(pixels.to(self.device), torch.float32)
 
     def _move(self, old: Model, new: Model, stage: int) -> None:
-        move_over(old, new, self._clips(FIT_BATCHES, self._first_batch_of(stage)))
+        clips = self._clips(FIT_BATCHES, self._first_batch_of(stage))
+        move_over(old, new, clips, self.config.stages[stage].inflate)
 
     def _first_batch_of(self, stage: int) -> int:
         return self.sampler.first_of(sum(s.steps for s in self.config.stages[:stage]))

@@ -1,20 +1,23 @@
-"""Weights of one tokenizer in another that differs in its bottleneck.
+"""Weights of one tokenizer in another that differs in its bottleneck, or goes on to clips.
 
 Blocks, embeddings and heads are taken over. The new projections are fitted so that what the
 decoder is given stays as it was, as far as the new bottleneck can carry it: then the loss does not
-jump where training goes on.
+jump where training goes on. Parts for clips grow out of those for images (`inflate`).
 
 Shape suffixes: S samples (tokens), E width of the encoder, D width of the decoder, R channels.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from omnitok.checkpoint import CheckpointError
+from omnitok.interop.omnitokenizer_inflate import MOVING, inflate
+from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from omnitok.quantize import VQ
 from omnitok.train.network import Model
 
@@ -26,7 +29,9 @@ PLANES = "planes."
 
 
 @torch.no_grad()
-def move_over(old: Model, new: Model, clips: Iterable[Tensor]) -> None:
+def move_over(
+    old: Model, new: Model, clips: Iterable[Tensor], inflation: str | None = None
+) -> None:
     """Give `new` the weights of `old`.
 
     Args:
@@ -34,24 +39,53 @@ def move_over(old: Model, new: Model, clips: Iterable[Tensor]) -> None:
         new: The same but for its bottleneck; it may also have a 3D stage, which is left as it is.
         clips: [B, 3, T, H, W] in [-1, 1] to fit the new projections to; not used where the
             bottlenecks are alike.
+        inflation: Where `old` is an OmniTokenizer that has seen images alone: how the parts for
+            clips begin (`omnitok.interop.omnitokenizer_inflate`). Frames of a patch and positions
+            may then differ too.
 
     Raises:
-        CheckpointError: The models differ in more than the bottleneck.
+        CheckpointError: The models differ in more.
     """
+    if type(old) is not type(new):
+        raise CheckpointError(
+            f"the weights to start from are of a {type(old).__name__}, which does not fit into the "
+            f"{type(new).__name__} that the run trains; choose another model or other weights"
+        )
     before, after = old.state_dict(), new.state_dict()
     alike = old.config.quantizer == new.config.quantizer
     added = () if any(n.startswith(PLANES) for n in before) else (PLANES,)
-    own = (*(() if alike else OWN), *added)
+    begun = () if inflation is None else (*MOVING, *_changed_positions(old, new))
+    own = (*(() if alike else OWN), *added, *begun)
     kept = {n: t for n, t in before.items() if not n.startswith(own)}
     for name in sorted(set(kept) | {n for n in after if not n.startswith(own)}):
         if name not in kept or name not in after or kept[name].shape != after[name].shape:
             raise CheckpointError(
                 f"the weights to start from do not fit the new model at {name!r}; only the "
-                "bottleneck may differ, and a 3D stage be added"
+                "bottleneck may differ, a 3D stage be added, and with `inflate` the parts for "
+                "clips begin anew"
             )
     new.load_state_dict({**after, **kept})
+    if inflation is not None:
+        assert isinstance(new, OmniTokenizerNet)  # `check_stage` has refused others
+        inflate(new, inflation)
     if not alike:
         _fit_bottleneck(old, new, clips)
+
+
+def _changed_positions(old: Model, new: Model) -> tuple[str, ...]:
+    """Names of the learned biases where the models do not tell places apart in the same way."""
+    assert isinstance(old, OmniTokenizerNet)
+    assert isinstance(new, OmniTokenizerNet)
+    configs = (old.config, new.config)
+    told = [c.position if c.position == "rope" else f"rel, {c.attention}" for c in configs]
+    if told[0] == told[1]:
+        return ()
+    warnings.warn(
+        f"positions go from {told[0]!r} to {told[1]!r}, as in the published recipe, so the loss on "
+        "images jumps; set model.position and model.attention to those of the weights to keep it",
+        stacklevel=2,
+    )
+    return tuple(n for n in {**old.state_dict(), **new.state_dict()} if ".position." in n)
 
 
 def _fit_bottleneck(old: Model, new: Model, clips: Iterable[Tensor]) -> None:

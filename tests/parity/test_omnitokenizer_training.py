@@ -10,11 +10,14 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor
 
-from omnitok.interop.omnitokenizer_config import EMA_EPS
-from omnitok.interop.omnitokenizer_net import CountedVQ
+from omnitok.interop.omnitokenizer import published_name
+from omnitok.interop.omnitokenizer_config import EMA_EPS, OmniTokenizerConfig
+from omnitok.interop.omnitokenizer_inflate import inflate
+from omnitok.interop.omnitokenizer_net import CountedVQ, OmniTokenizerNet
 from omnitok.losses.adversarial import discriminator_loss
 from omnitok.losses.discriminator import PatchDiscriminator
 from omnitok.losses.perceptual import lpips
+from omnitok.losses.sharing import Draws
 from omnitok.losses.trunk import Trunk, shapes
 from omnitok.quantize import QuantizerConfig
 from tests.parity.omnitokenizer_goldens import (
@@ -110,7 +113,7 @@ def discriminator_of(state: dict[str, Tensor], axes: int) -> PatchDiscriminator:
 def test_the_discriminators_are_the_published_ones(axes: int, monkeypatch: pytest.MonkeyPatch):
     want = piece(f"d{axes}/")
     discriminator = discriminator_of(piece(f"d{axes}/sd/"), axes)
-    monkeypatch.setattr(torch, "randn_like", lambda _: want["noise"])
+    monkeypatch.setattr(Draws, "normal", lambda *_: want["noise"])
     for mode in ("eval", "train"):
         discriminator.train(mode == "train")
         features = discriminator(want["in"])
@@ -141,3 +144,22 @@ def test_the_perceptual_loss_is_the_published_one():
     trunk = Trunk("lpips-vgg", tensors)
     maps = [trunk(want[name].float() / 255 - 0.5) for name in ("x_u8", "y_u8")]
     same(lpips(trunk, *maps), want["out"])
+
+
+@pytest.mark.parametrize("how", ["average", "first"])
+def test_parts_for_clips_begin_as_published(how):
+    given, want = piece("inflate/in/"), piece(f"inflate/{how}/")
+    quantizer = QuantizerConfig(kind="vq", dim=4, codebook_size=8)
+    sizes = {"width": 16, "heads": 2, "head_width": 8, "mlp_hidden": 8, "temporal_depth": 1}
+    config = OmniTokenizerConfig(
+        name="a", patch=(4, 4, 4), encoder="t", decoder="t", quantizer=quantizer, **sizes
+    )
+    model = OmniTokenizerNet(config)
+    state = model.state_dict()
+    first = {n: given[published_name(n)] for n in state if published_name(n) in given}
+    model.load_state_dict(state | {n: x for n, x in first.items() if "first" in n})
+    inflate(model, how)
+    ours = {published_name(name): tensor for name, tensor in model.state_dict().items()}
+    assert want
+    for name, tensor in want.items():
+        assert torch.equal(ours[name], tensor), name

@@ -45,6 +45,7 @@ def test_pixel_losses_of_one_wrong_pixel_are_counted_by_hand():
         "l2": 0.25 / size,
         "huber": (0.5 - 0.05) / size,  # beyond delta = 0.1
         "charbonnier": (math.hypot(0.5, 1e-3) + 1e-3 * (size - 1)) / size,
+        "logit_laplace": 0.8 * 0.25 / size,  # of a range of 1
         "rmse": (math.sqrt(0.25 / 12 + 1e-4) + math.sqrt(1e-4)) / 2,
     }
     for name, wanted in expected.items():
@@ -62,7 +63,7 @@ def test_charbonnier_is_smooth_where_nothing_differs():
     assert recon.grad.abs().max() == 0
 
 
-@pytest.mark.parametrize("name", ["l1", "l2", "huber", "charbonnier", "rmse"])
+@pytest.mark.parametrize("name", ["l1", "l2", "huber", "charbonnier", "rmse", "logit_laplace"])
 def test_pixel_losses_are_float32_and_reach_a_bfloat16_reconstruction(name):
     given = inputs()
     half = LossInputs(recon=given.recon.detach().bfloat16().requires_grad_(), target=given.target)
@@ -140,7 +141,7 @@ def test_discriminators_have_the_published_shapes():
         (1, 5, 7, 7),
     ]
     kinds = [type(part).__name__ for part in PatchDiscriminator(3).stages[-1]]
-    assert kinds == ["Conv3d", "BatchNorm3d", "LeakyReLU"]
+    assert kinds == ["Conv3d", "SharedNorm", "LeakyReLU"]
     assert [type(part).__name__ for part in PatchDiscriminator(2).stages[-1]] == ["Conv2d"]
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from omnitok import losses
 from omnitok.losses.adversarial import discriminator_loss
 from omnitok.losses.discriminator import PatchDiscriminator
 from omnitok.losses.perceptual import lpips
+from omnitok.losses.sharing import Draws
 from omnitok.losses.trunk import Trunk, shapes
 from omnitok.metrics.distance import Samples, frechet_distance
 from tools.commands.eval_data import fit
@@ -38,7 +40,7 @@ def own_name(name: str) -> str:
 def test_discriminators_equal_the_published_ones(pieces, axes, monkeypatch):
     part = f"d{axes}/"
     noise = pieces[part + "noise"]
-    monkeypatch.setattr(torch, "randn_like", lambda x: noise)
+    monkeypatch.setattr(Draws, "normal", lambda *_: noise)
     discriminator = PatchDiscriminator(axes, width=2)
     weights = {k.removeprefix(part + "sd/"): v for k, v in pieces.items() if part + "sd/" in k}
     discriminator.load_state_dict({own_name(k): v for k, v in weights.items()})
@@ -54,6 +56,12 @@ def test_discriminators_equal_the_published_ones(pieces, axes, monkeypatch):
     assert after
     for name, wanted in after.items():
         torch.testing.assert_close(state[own_name(name.split("/")[-1])], wanted)
+
+
+def test_the_logit_laplace_loss_equals_the_published_one(pieces):
+    x, y = (pieces[f"loss/{name}"][:, :, None] * 2 for name in "xy")
+    loss = losses.build({"logit_laplace": 1.0})(losses.LossInputs(recon=x, target=y)).total
+    torch.testing.assert_close(loss, pieces["loss/logits_laplace"][0])
 
 
 def test_adversarial_losses_equal_the_published_ones(pieces):
