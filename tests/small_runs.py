@@ -84,6 +84,22 @@ def losses(out: Path) -> list[float]:
     return [float(row["loss"]) for row in read_log(out / "log.csv")]
 
 
-def two_process_config(shard: bool = False) -> TrainConfig:
-    """A run whose numbers can be compared between one process and two."""
-    return run_config(8, shard=shard, save_every=4, eval_every=3, autocast=False)
+def two_process_config(kind: str = "copy", network: str = "") -> TrainConfig:
+    """A run whose numbers can be compared between one process and two.
+
+    Args:
+        kind: "copy" or "shard" the weights; or "games", with losses that draw random numbers and
+            look at all clips of a batch.
+        network: File of a perceptual network, for "games".
+    """
+    values = run_dict(8, shard=kind == "shard", save_every=4, eval_every=3, autocast=False)
+    if kind == "games":
+        game = {"weight": 0.1, "width": 4, "depth": 1, "adaptive": True, "lecam": 0.1}
+        values["stages"][1]["losses"] = {
+            "l1": 1.0,
+            "kl": 1e-6,
+            "lpips": {"weight": 0.1, "network": network, "side": 64},
+            "gan2d": {**game, "lecam_decay": 0.5},
+            "gan3d": {**game, "skip_below": 0.01},
+        }
+    return from_dict(TrainConfig, values)

@@ -14,7 +14,7 @@ from omnitok.train.parallel import join, leave
 from video.data.datasets import find_items
 
 torch.set_num_threads(1)
-corpus, out, shard, kill_at = sys.argv[1:]
+corpus, out, kind, network, kill_at = sys.argv[1:]
 
 
 def die(values):
@@ -26,7 +26,7 @@ def die(values):
 items = {"small": find_items(DatasetConfig(path=corpus))}
 world = join("cpu")
 validate = (lambda model, step: {"psnr": float(step)}) if world.is_first else None
-config = two_process_config(shard == "shard")
+config = two_process_config(kind, network)
 trainer = Trainer(config, Path(out), items, world, Hooks(on_step=die, validate=validate))
 trainer.run()
 leave()

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn import functional as F
 
 from omnitok.losses.base import Loss, LossConfig, LossInputs, Pair
 from omnitok.losses.discriminator import PatchDiscriminator
+from omnitok.losses.sharing import mean_of_all
 
 
 @dataclass(kw_only=True, slots=True)
@@ -65,10 +65,11 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
 def adaptive_factor(others: Tensor, adversary: Tensor, last_layer: Tensor) -> Tensor:
     """Length of the gradient of the other losses over that of the adversary, 0 to 1e4."""
     wanted, given = (
-        torch.autograd.grad(loss, last_layer, retain_graph=True)[0].square().sum().sqrt()
+        mean_of_all(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
         for loss in (others, adversary)
     )
-    return (wanted / (given + 1e-4)).clamp(0, 1e4).detach()
+    factor: Tensor = (wanted / (given + 1e-4)).clamp(0, 1e4)
+    return factor.detach()
 
 
 class Adversarial(Loss):
@@ -113,13 +114,13 @@ class Adversarial(Loss):
             return dict.fromkeys(self.weights, inputs.recon.new_zeros((), dtype=torch.float32))
         recon, target = self.judged(inputs)
         with _autocast_off(recon), _frozen(self.discriminator):
-            fake = self.discriminator(recon)
+            fake = self.discriminator(recon, inputs.draws)
             score = fake[-1]
             loss = -score.mean() if self.config.kind == "hinge" else F.softplus(-score).mean()
             if not self.config.feature_matching:
                 return {"": loss, "_features": loss.new_zeros(())}
             with torch.no_grad():
-                real = self.discriminator(target)
+                real = self.discriminator(target, inputs.draws)
             pairs = zip(fake[:-1], real[:-1], strict=True)
             return {"": loss, "_features": torch.stack([F.l1_loss(a, b) for a, b in pairs]).sum()}
 
@@ -127,11 +128,12 @@ class Adversarial(Loss):
         """The discriminator's loss and its regulariser; the reconstruction gets no gradient."""
         recon, target = (x.detach() for x in self.judged(inputs))
         with _autocast_off(recon):
-            real, fake = self.discriminator(target)[-1], self.discriminator(recon)[-1]
+            real, fake = (self.discriminator(x, inputs.draws)[-1] for x in (target, recon))
             loss = discriminator_loss(real, fake, self.config.kind)
             terms = {"": loss}
             if self.config.lecam:
-                self._follow(torch.stack([real.mean(), fake.mean()]).detach())
+                means = mean_of_all(torch.stack([real.mean(), fake.mean()]))
+                self.means.lerp_(means, 1 - self.config.lecam_decay)
                 terms["_lecam"] = (
                     F.relu(real - self.means[1]).square().mean()
                     + F.relu(self.means[0] - fake).square().mean()
@@ -141,15 +143,9 @@ class Adversarial(Loss):
     def discriminator_total(self, terms: dict[str, Tensor]) -> Tensor:
         """What the discriminator minimises."""
         loss = self.config.weight * terms[""]
-        loss = loss * (loss.detach() >= self.config.skip_below)
+        if self.config.skip_below:
+            loss = loss * (mean_of_all(loss) >= self.config.skip_below)
         return loss + self.config.lecam * terms["_lecam"] if "_lecam" in terms else loss
-
-    def _follow(self, means: Tensor) -> None:
-        """Move the averages towards the means of all processes."""
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(means)
-            means = means / dist.get_world_size()
-        self.means.lerp_(means, 1 - self.config.lecam_decay)
 
 
 def _autocast_off(x: Tensor) -> torch.autocast:

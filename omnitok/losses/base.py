@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omnitok.losses.sharing import Draws
 from omnitok.quantize.base import Quantized
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class LossInputs:
         text: [B, E] embedding of each clip's caption.
         last_layer: Weight of the last layer of the decoder, for adaptive weights.
         step: Of the stage, from 0.
+        draws: Random numbers for the clips.
     """
 
     recon: Tensor
@@ -75,6 +77,7 @@ class LossInputs:
     text: Tensor | None = None
     last_layer: Tensor | None = None
     step: int = 0
+    draws: Draws = field(default_factory=Draws)
     _shared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def pictures(self, count: int | None, side: int | None = None) -> Pair:
@@ -109,7 +112,7 @@ class LossInputs:
         clips = (self.recon.float().transpose(1, 2), self.target.float().transpose(1, 2))
         batch, total = clips[0].shape[:2]
         if count is not None and count < total:
-            odds_BT = torch.rand(batch, total, device=self.recon.device)
+            odds_BT = self.draws.normal((batch, total), self.recon.device)
             frames = odds_BT.topk(count).indices
             rows = torch.arange(batch, device=self.recon.device)[:, None]
             clips = (clips[0][rows, frames], clips[1][rows, frames])

@@ -2,8 +2,7 @@
 
 Source: Isola et al. 2016, arXiv:1611.07004, section 3.2.2, as OmniTokenizer (arXiv:2406.09399)
 publishes it: kernels of 4 padded by 2, batch norms, learned input noise, and in 3D another batch
-norm behind the last convolution. Split over processes, convert the batch norms with
-`torch.nn.SyncBatchNorm.convert_sync_batchnorm`.
+norm behind the last convolution.
 
 Shape suffixes: N pictures or clips, C channels.
 """
@@ -13,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from omnitok.losses.sharing import Draws, SharedNorm
+
 
 class InputNoise(nn.Module):
     """Adds noise of a learned strength, 0 at first, to every channel."""
@@ -21,9 +22,10 @@ class InputNoise(nn.Module):
         super().__init__()
         self.strength = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, draws: Draws) -> Tensor:
         """[N, C, ...] to the same shape; all channels get the same noise."""
-        return x + self.strength.reshape(-1, *[1] * (x.ndim - 2)) * torch.randn_like(x[:, :1])
+        noise = draws.normal((len(x), 1, *x.shape[2:]), x.device)
+        return x + self.strength.reshape(-1, *[1] * (x.ndim - 2)) * noise
 
 
 class PatchDiscriminator(nn.Module):
@@ -38,24 +40,23 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, axes: int, width: int = 64, depth: int = 3) -> None:
         super().__init__()
         conv: type[nn.Module] = nn.Conv2d if axes == 2 else nn.Conv3d
-        norm: type[nn.Module] = nn.BatchNorm2d if axes == 2 else nn.BatchNorm3d
         self.noise = InputNoise(3)
         widths = [3, *(width * min(2**level, 8) for level in range(depth + 1)), 1]
         self.stages = nn.ModuleList()
         for level in range(depth + 2):
             before, after = widths[level : level + 2]
             stride = 2 if level < depth else 1
-            parts = [conv(before, after, 4, stride, 2)]
+            parts: list[nn.Module] = [conv(before, after, 4, stride, 2)]
             last = level == depth + 1
             if (0 < level and not last) or (last and axes == 3):
-                parts.append(norm(after))
+                parts.append(SharedNorm(after))
             if not last or axes == 3:
                 parts.append(nn.LeakyReLU(0.2))
             self.stages.append(nn.Sequential(*parts))
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def forward(self, x: Tensor, draws: Draws | None = None) -> list[Tensor]:
         """Features of every stage; the last one holds the score of each patch, high for real."""
-        x, features = self.noise(x), []
+        x, features = self.noise(x, draws or Draws()), []
         for stage in self.stages:
             x = stage(x)
             features.append(x)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from omnitok.losses import LossSet
+from omnitok.losses.sharing import Draws
 from omnitok.train.config import ConfigError, TrainConfig, differences, from_dict
 from omnitok.train.log import Log
 from omnitok.train.network import (
@@ -150,7 +151,8 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         files: list[str] = []
         for m, batch in enumerate(batches):
-            torch.manual_seed(hash((config.seed, self.step, m)) % 2**63)  # noise, random frames
+            seed = hash((config.seed, self.step, m)) % 2**63
+            torch.manual_seed(seed)  # noise of the bottleneck
             losses = self.objectives.of(stage, stage.mix[batch.source])
             result, inputs = run_batch(
                 self.network,
@@ -160,6 +162,7 @@ class Trainer:
                 self.world.device,
                 inside,
                 config.autocast,
+                Draws(seed, self.world.rank),
             )
             (result.total / stage.accumulate).backward()  # type: ignore[no-untyped-call]
             terms = {"loss": result.total.detach(), **result.terms}

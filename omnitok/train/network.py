@@ -15,6 +15,7 @@ from omnitok.interop.omnitokenizer import OMNITOKENIZER
 from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
 from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from omnitok.losses import LossInputs, LossResult, LossSet, build
+from omnitok.losses.sharing import Draws
 from omnitok.losses.teachers import ImageEncoder
 from omnitok.model import Autoencoder
 from omnitok.pixels import to_float
@@ -200,6 +201,7 @@ def run_batch(
     device: torch.device,
     step: int,
     autocast: bool,
+    draws: Draws | None = None,
 ) -> tuple[LossResult, LossInputs | None]:
     """Forward pass and losses of one batch.
 
@@ -211,6 +213,7 @@ def run_batch(
         device: Where to compute.
         step: Of the stage.
         autocast: Whether to compute in bfloat16 where that is safe.
+        draws: Random numbers of the losses.
 
     Returns:
         The losses, and for clips what a discriminator looks at.
@@ -238,6 +241,7 @@ def run_batch(
         None if text is None else text.to(device),
         _last_layer(model, clips.shape[2]),
         step,
+        draws or Draws(),
     )
     assert isinstance(losses, LossSet)
     return losses(inputs), inputs
