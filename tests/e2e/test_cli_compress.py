@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from omnitok import Tokens
 from omnitok.token_layout import TokenFile
@@ -173,10 +174,31 @@ def test_the_result_is_the_same_twice(omnitok, tokens: Path, tmp_path: Path) -> 
         assert json.loads(json.dumps(file.facts))["plan"]["method"] == "tome"
 
 
-def test_eval_compress_makes_a_table_and_a_plot(
-    omnitok, clips, tmp_path: Path, monkeypatch
-) -> None:
+@pytest.fixture
+def judge(monkeypatch, tmp_path: Path) -> None:
+    """Two judges only: one that looks for bright clips, one whose network is not there."""
+    from tools.commands import compress_eval
+    from tools.judge_labels import MobileNetLabel
+    from tools.judges import Column, percent
+
+    class Bright:
+        name, empty = "brightness", "no light"
+        columns = (Column("brighter", "got brighter", percent),)
+
+        def __init__(self, device: str) -> None:
+            assert device
+
+        def compare(self, full, compact) -> dict[str, float]:
+            assert full.dtype == compact.dtype == torch.uint8
+            assert full.shape == compact.shape
+            light = float(full.max()) > 64
+            return {"brighter": float(compact.amax() > full.amax())} if light else {}
+
     monkeypatch.setenv("OMNITOK_FEATURES", str(tmp_path / "none"))
+    monkeypatch.setattr(compress_eval, "judge_kinds", lambda: (Bright, MobileNetLabel))
+
+
+def test_eval_compress_makes_a_table_and_a_plot(omnitok, clips, tmp_path: Path, judge) -> None:
     words = ("--budget", "0.25", "--budget", "1.0", "--method", "dycoke", "--method", "tome")
     words += ("--frames", "9", "--size", "48", "-o", tmp_path / "out")
     for model in (None, "tiny-kl"):
@@ -201,16 +223,40 @@ def test_eval_compress_makes_a_table_and_a_plot(
         assert whole["kept"] == 1
         assert whole["psnr"] == 100  # nothing was lost
         assert quarter["psnr"] < 100
+        assert whole["brighter"] == 0
+        assert whole["num_judged"] == {"brighter": 1, "same_label": 0}
         assert quarter["same_label"] is None
-        assert "no labels" in run.err
+        assert run.json["judges"]["brightness"] is None
+        assert "python -m tools.feature_nets" in run.json["judges"]["MobileNetV2"]
     table = (tmp_path / "out" / "table.md").read_text()
     assert "| dycoke | 0.25" in table
+    header, *rows = (tmp_path / "out" / "table.csv").read_text().splitlines()
+    assert header.startswith("method,budget,kept,seconds,psnr,source_psnr,brighter,same_label")
+    assert [row.split(",")[:2] for row in rows[:2]] == [["dycoke", "0.25"], ["dycoke", "1.0"]]
     plot = (tmp_path / "out" / "plot.svg").read_text()
     assert plot.startswith("<svg")
     assert plot.count("<polyline") == 2
 
 
-def test_eval_compress_runs_a_language_model(omnitok, clips, monkeypatch) -> None:
+def test_eval_compress_says_what_judges_could_not_judge(
+    omnitok, clips, tmp_path: Path, judge
+) -> None:
+    dark = tmp_path / "dark.png"
+    Image.new("RGB", (48, 48)).save(dark)
+    words = ("--budget", "0.5", "--method", "tome", "--frames", "5", "--size", "48")
+    run = omnitok("eval-compress", clips("steady.mp4"), dark, *words, model="tiny-kl")
+    assert run.status == 0, run.err
+    head, _, row, *text = run.out.splitlines()
+    assert "| got brighter | same label (MobileNetV2) |" in head
+    assert row.split("|")[-2].strip() == "-"
+    assert row.split("|")[-3].strip().endswith("%")
+    assert "brightness: no light in 1 of 2 clips." in text
+    assert any(line.startswith("No MobileNetV2: ") for line in text)
+    alone = omnitok("eval-compress", dark, *words, model="tiny-kl")
+    assert alone.out.splitlines()[2].split("|")[-3].strip() == "no light"
+
+
+def test_eval_compress_runs_a_language_model(omnitok, clips, monkeypatch, judge) -> None:
     import transformers
     from llm_models import MAKERS
 
