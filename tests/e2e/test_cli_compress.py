@@ -131,10 +131,14 @@ def test_the_methods_are_listed(omnitok) -> None:
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["--method", "nothing"], 2, "--method nothing is unknown"),
+        (["--method", "nothing"], 2, "--method nothing is unknown; choose one of"),
+        (["--method", "dicoke"], 2, "--method dicoke is unknown; did you mean 'dycoke'?"),
         (["--method", "visionzip"], 2, "needs attention, which no token file holds"),
         (["--set", "q=1"], 2, "dycoke has no such setting"),
         (["--method", "tome", "--set", "scope=both"], 3, "scope='both'"),
+        (["--method", "tome", "--set", "metric=3"], 2, "tome has no such setting"),
+        (["--method", "m3", "--set", "scale=0"], 2, "setting scale is 0; expected at least 1"),
+        (["--set", "k=much"], 2, "setting k is 'much'; expected float"),
         (["--overlay", "a.mp4", "--source", "SOURCE"], 3, "leave --source out"),
     ],
 )
@@ -149,6 +153,82 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     assert "bug" not in run.err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-o", "TOKENS", "--overwrite"], "would replace the tokens; give it another name"),
+        (["-o", "link.safetensors", "--overwrite"], "would replace the tokens"),
+        (["--overlay", "clip.mp4", "--source", "clip.mp4", "--overwrite"], "replace the source"),
+        (["--overlay", "TOKENS", "--overwrite"], "would replace the tokens"),
+        (["-o", "a.safetensors", "--overlay", "a.safetensors"], "would replace the output"),
+        (["--overlay", "clip.mp4"], "clip.mp4 exists; pass --overwrite"),
+        (["--overlay", "a.mp4", "--source", "none.mp4"], "none.mp4"),
+    ],
+)
+def test_nothing_that_is_read_or_there_is_replaced(
+    omnitok, clips, tokens: Path, tmp_path: Path, words, message, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(Path(clips("steady.mp4")).read_bytes())
+    (tmp_path / "link.safetensors").symlink_to(tokens)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    run = omnitok("compress", tokens, *(tokens if word == "TOKENS" else word for word in words))
+    assert run.status == 3, run.err
+    assert message in run.err
+    assert "bug" not in run.err
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_kept_output_says_that_there_is_no_overlay(omnitok, tokens: Path, tmp_path: Path) -> None:
+    assert omnitok("compress", tokens).status == 0
+    run = omnitok("compress", tokens, "--overlay", tmp_path / "shown.mp4")
+    assert run.status == 0
+    assert "pass --overwrite for the overlay as well" in run.err
+    assert not (tmp_path / "shown.mp4").exists()
+
+
+def test_stopping_while_it_writes_leaves_nothing(
+    omnitok, tokens: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from tools.commands.stopping import Stopped
+
+    def stop(*_: object) -> None:
+        raise Stopped(2)
+
+    before = set(tmp_path.iterdir())
+    for place in ("omnitok.token_file.os.fsync", "video.compress.files.to_rows"):
+        with monkeypatch.context() as patched:
+            patched.setattr(place, stop)
+            assert omnitok("compress", tokens).status == 130
+        assert set(tmp_path.iterdir()) == before
+
+
+def test_the_overlay_holds_a_few_frames_at_a_time(
+    omnitok, tokens: Path, tmp_path: Path, monkeypatch
+) -> None:
+    import weakref
+
+    import video
+    from omnitok.token_stream import TokenReader
+    from video.compress import overlay
+
+    alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+    most = [0]
+    show = overlay.show_kept
+
+    def spy(frame: torch.Tensor, *rest: object) -> torch.Tensor:
+        alive.add(frame.untyped_storage())
+        most[0] = max(most[0], len(alive))
+        return show(frame, *rest)
+
+    monkeypatch.setattr(overlay, "show_kept", spy)
+    monkeypatch.setitem(TokenReader.__init__.__kwdefaults__, "groups", 1)  # 4 frames
+    words = ("--overlay", tmp_path / "shown.mp4")
+    assert omnitok("compress", tokens, *words).status == 0
+    assert 0 < most[0] <= 2
+    assert len(video.read(tmp_path / "shown.mp4").frames) > 8
+
+
 def test_a_compact_file_is_not_compressed_again(omnitok, tokens: Path, tmp_path: Path) -> None:
     small = tmp_path / "small.safetensors"
     assert omnitok("compress", tokens, "-o", small).status == 0
@@ -158,7 +238,9 @@ def test_a_compact_file_is_not_compressed_again(omnitok, tokens: Path, tmp_path:
     assert not (tmp_path / "smaller.safetensors").exists()
 
 
-@pytest.mark.parametrize("words", [["--budget", "0"], ["--budget", "1.5"], ["--set", "k"]])
+@pytest.mark.parametrize(
+    "words", [["--budget", "0"], ["--budget", "1.5"], ["--budget", "nan"], ["--set", "k"]]
+)
 def test_budgets_and_settings_are_checked(omnitok, tokens: Path, words) -> None:
     with pytest.raises(SystemExit) as stopped:
         omnitok("compress", tokens, *words)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tools.commands.batch import Outcome, Update, planned, run_jobs
@@ -16,6 +18,7 @@ from tools.commands.reporting import Report, size_of
 from tools.commands.stopping import check
 
 if TYPE_CHECKING:
+    from tools.commands.comparing import Frames
     from video.compress import Method
 
 COMPACT = ".compact" + TOKENS
@@ -99,15 +102,20 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
     from video.compress import METHODS
     from video.compress.files import compress_file
+    from video.compress.registry import choices
 
     report = Report(json=args.json, quiet=args.quiet)
     if args.methods:
         return _list(report)
     able = {name: m for name, m in METHODS.items() if m.needs == ("tokens",)}
     if args.method not in able:
-        needs = METHODS[args.method].needs[1:] if args.method in METHODS else ()
-        why = f"needs {' and '.join(needs)}, which no token file holds" if needs else "is unknown"
-        raise UsageError(f"--method {args.method} {why}; choose one of {sorted(able)}")
+        if args.method not in METHODS:
+            raise UsageError(f"--method {args.method} is unknown; {choices(args.method, able)}")
+        needs = " and ".join(METHODS[args.method].needs[1:])
+        raise UsageError(
+            f"--method {args.method} needs {needs}, which no token file holds; choose one of "
+            f"{sorted(able)}"
+        )
     settings = _settings(args, able[args.method])
     if not args.inputs:
         raise UsageError("name a token file or a folder of them")
@@ -123,24 +131,29 @@ def run(args: argparse.Namespace) -> int:
     models = ByTokens(args)
 
     def work(job: Job, update: Update) -> Outcome:
+        _refuse_overwriting(args, job)
         if args.dry_run:
             return planned(job, args.overwrite, f"{args.method} at {_share(args.budget)}", {})
         if os.path.lexists(job.dst) and not args.overwrite:
-            return Outcome(status="skipped", line=f"{job.src}: kept {job.dst}, which exists")
+            missed = "; pass --overwrite for the overlay as well" if args.overlay else ""
+            line = f"{job.src}: kept {job.dst}, which exists{missed}"
+            return Outcome(status="skipped", line=line)
         os.makedirs(os.path.dirname(os.path.abspath(job.dst)), exist_ok=True)
-        try:
-            done = compress_file(
-                job.src,
-                job.dst,
-                args.method,
-                args.budget,
-                load=lambda: models.get(job.src),
-                **settings,
-            )
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{job.src}: {error}") from error
-        if args.overlay:
-            _overlay(args, job, models)
+        with _frames_to_show(args, job, models) as clip:
+            try:
+                done = compress_file(
+                    job.src,
+                    job.dst,
+                    args.method,
+                    args.budget,
+                    load=lambda: models.get(job.src),
+                    **settings,
+                )
+            except ValueError as error:
+                why = str(error)
+                raise InputError(why if job.src in why else f"{job.src}: {why}") from error
+            if clip is not None:
+                _overlay(args.overlay, job, clip)
         share = done.kept / done.total
         return Outcome(
             status="done",
@@ -166,12 +179,18 @@ def _share(value: float | int | None) -> str:
 
 
 def _settings(args: argparse.Namespace, method: Method) -> dict[str, Any]:
+    from video.compress.options import check_options
+
     settings = dict(args.set)
-    if wrong := sorted(set(settings) - set(method.options)):
+    if wrong := sorted(set(settings) - set(method.settings)):
         raise UsageError(
             f"--set {wrong[0]}: {method.name} has no such setting; it has "
-            f"{sorted(method.options) or 'none'}"
+            f"{sorted(method.settings) or 'none'}"
         )
+    try:
+        check_options(method.name, method.run, settings)
+    except ValueError as error:
+        raise UsageError(f"--set: {error}") from error
     return settings
 
 
@@ -182,7 +201,7 @@ def _list(report: Report) -> int:
     rows = [["method", "needs", "settings", "what it does"]]
     for name in sorted(METHODS):
         method = METHODS[name]
-        settings = ", ".join(f"{k}={v!r}" for k, v in method.options.items())
+        settings = ", ".join(f"{k}={v!r}" for k, v in method.settings.items())
         rows.append([name, ", ".join(method.needs), settings, method.note])
     data = {
         "command": "compress",
@@ -192,18 +211,57 @@ def _list(report: Report) -> int:
     return 0
 
 
-def _overlay(args: argparse.Namespace, job: Job, models: ByTokens) -> None:
+def _refuse_overwriting(args: argparse.Namespace, job: Job) -> None:
+    """Refuse outputs that are inputs, or each other."""
+    read = {"tokens": job.src, "source": args.source}
+    written = {"output": job.dst, "overlay": args.overlay}
+    for what, path in written.items():
+        for other, taken in (*read.items(), ("output", job.dst)):
+            if path and taken and what != other and _same(path, taken):
+                raise InputError(
+                    f"the {what} {path} would replace the {other}; give it another name"
+                )
+
+
+def _same(a: str, b: str) -> bool:
+    there = os.path.exists(a) and os.path.exists(b)
+    return os.path.samefile(a, b) if there else os.path.abspath(a) == os.path.abspath(b)
+
+
+@contextmanager
+def _frames_to_show(
+    args: argparse.Namespace, job: Job, models: ByTokens
+) -> Iterator[Frames | None]:
+    """Open the frames of the overlay, if one is wanted, before there is any output."""
+    from omnitok.token_layout import TokenFile
+    from tools.commands.comparing import open_frames
+
+    if not args.overlay:
+        yield None
+        return
+    if os.path.lexists(args.overlay) and not args.overwrite:
+        raise InputError(f"{args.overlay} exists; pass --overwrite or name another overlay")
+    with TokenFile(job.src) as file:
+        size = file.layout.size
+    with open_frames(args.source or job.src, models) as clip:
+        if (clip.num_frames, *clip.size) != size:
+            raise InputError(
+                f"{clip.path} has {clip.num_frames} frames of {clip.size[1]}x{clip.size[0]}, but "
+                f"{job.src} is of {size[0]} of {size[2]}x{size[1]}; leave --source out to show the "
+                "decoded tokens"
+            )
+        yield clip
+
+
+def _overlay(path: str, job: Job, clip: Frames) -> None:
     """Write the video that shows what was kept."""
     import torch
 
     from omnitok.groups import group_frames
     from omnitok.token_layout import TokenFile, window_of
-    from tools.commands.comparing import open_frames
     from video.compress.overlay import kinds_of, show_kept
     from video.write import VideoWriter
 
-    if os.path.lexists(args.overlay) and not args.overwrite:
-        raise InputError(f"{args.overlay} exists; pass --overwrite or name another overlay")
     with TokenFile(job.dst) as file:
         layout = file.layout
     assert layout.plan is not None
@@ -213,17 +271,10 @@ def _overlay(args: argparse.Namespace, job: Job, models: ByTokens) -> None:
         layout.size[0], patch[0], layout.info.causal, window_of(layout.preprocess)
     )
     group, done = 0, 0
-    with open_frames(args.source or job.src, models) as clip:
-        if (clip.num_frames, *clip.size) != layout.size:
-            raise InputError(
-                f"{clip.path} has {clip.num_frames} frames of {clip.size[1]}x{clip.size[0]}, but "
-                f"{job.src} is of {layout.size[0]} of {layout.size[2]}x{layout.size[1]}; leave "
-                "--source out to show the decoded tokens"
-            )
-        with VideoWriter(args.overlay, fps=clip.fps) as writer:
-            for frame, seconds in clip.frames:
-                check()
-                group += done == starts[group + 1]
-                shown = show_kept(frame, kinds[group], patch[1:])
-                writer.write(shown[None], torch.tensor([seconds], dtype=torch.float64))
-                done += 1
+    with VideoWriter(path, fps=clip.fps) as writer:
+        for frame, seconds in clip.frames:
+            check()
+            group += done == starts[group + 1]
+            shown = show_kept(frame, kinds[group], patch[1:])
+            writer.write(shown[None], torch.tensor([seconds], dtype=torch.float64))
+            done += 1

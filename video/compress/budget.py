@@ -3,7 +3,7 @@
 Shape suffixes: B batch, T frames or crops.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 import torch
@@ -82,35 +82,46 @@ def outliers(score_PN: Tensor) -> Tensor:
 
 
 Pick = Callable[[Tensor], Tensor]
-_PAIRS = 2**26  # of tokens of the frames that are decided at once
+Keep = int | Sequence[int]  # outputs of a sample, or of each of its frames
+_PAIRS = 2**24  # of tokens of the frames that are decided at once
+
+
+def window(tokens: int, batch: int = 1) -> int:
+    """Frames that are decided at once where frames are decided by themselves.
+
+    Args:
+        tokens: Tokens of a frame.
+        batch: Samples.
+    """
+    return max(1, _PAIRS // (batch * tokens * max(tokens, 256)))
 
 
 def per_frame(
-    batch: int, frames: int, tokens: int, keep: int, decide: Callable[[Pick, int], Plan]
+    batch: int, frames: int, tokens: int, keep: Keep, decide: Callable[[Pick, int], Plan]
 ) -> Plan:
     """Decide frame by frame with an exact count over the whole.
 
-    Long videos are decided in stretches, so that no more pairs of tokens are ever compared at once
-    than a stretch has.
+    Long videos are decided window by window, so that no more pairs of tokens are ever compared at
+    once than a window has.
 
     Args:
         batch: Samples.
         frames: Frames of each.
         tokens: Tokens of a frame.
-        keep: Outputs of each sample, shared evenly over its frames.
+        keep: Outputs of each sample, shared evenly over its frames, or of each frame.
         decide: Takes a function that turns any [B, T, ...] into the [P, ...] of the frames to
             decide, each a problem of its own, and the outputs that each gets.
 
     Returns:
         A plan of `batch` samples.
     """
-    counts = evenly(min(keep, frames * tokens), frames)
-    most = max(1, _PAIRS // (batch * tokens * tokens))
+    counts = evenly(min(keep, frames * tokens), frames) if isinstance(keep, int) else list(keep)
+    step = window(tokens, batch)
     parts = []
-    for count in sorted(set(counts) - {0}):
-        alike = [t for t in range(frames) if counts[t] == count]
-        for start in range(0, len(alike), most):
-            index = alike[start : start + most]
+    for start in range(0, frames, step):
+        here = counts[start : start + step]
+        for count in sorted(set(here) - {0}):
+            index = [start + t for t, n in enumerate(here) if n == count]
 
             def pick(x: Tensor, index: list[int] = index) -> Tensor:
                 return (x if len(index) == frames else x[:, index]).flatten(0, 1)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,16 @@ from torch import Tensor
 from omnitok import Tokenizer, Tokens
 from omnitok.groups import group_frames
 from omnitok.token_facts import TokensError
+from omnitok.token_file import pieces, write_errors
 from omnitok.token_layout import Layout, TokenFile, to_rows, window_of
 from omnitok.token_plan import TokenPlan
-from omnitok.tokens import tokens_of
 from video.compress.plan import Plan
 from video.compress.positions import grid_positions
-from video.compress.registry import METHODS, plan
+from video.compress.registry import METHODS, known_method
+from video.compress.windows import in_windows
 
 AnyPath = str | os.PathLike[str]
+_COPIES, _PLANNED = 3, 200  # of the features, and bytes for each token, while a plan is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,31 +101,73 @@ def compress_tokens(
         KeyError: There is no such method.
         ValueError: The method needs more than tokens, a setting does not fit, or these are no
             tokens of a clip.
+        TypeError: The method has no such setting.
     """
-    if method in METHODS and METHODS[method].needs != ("tokens",):
-        needs = " and ".join(METHODS[method].needs[1:])
-        able = sorted(name for name, m in METHODS.items() if m.needs == ("tokens",))
-        raise ValueError(f"{method} needs {needs}, which no token file holds; choose one of {able}")
-    if tokens.placement is not None or not tokens.num_tokens:
-        what = "empty" if tokens.placement is None else "of a 3D asset"
-        raise ValueError(f"these tokens are {what}; give those of a video or an image")
-    made = plan(method, _features(tokens.data, load), budget, grid=tokens.grid, **options)
-    rows = tokens.data.flatten(0, 2)
-    place = made.rep[0]
-    return Compact(
-        data=_kept(rows, made),
-        plan=TokenPlan(
-            method=method,
-            budget=budget,
-            options=options,
-            grid=tokens.grid,
-            place=place,
-            source=sources(made),
-            size=made.size[0].float(),
-        ),
-        grid=tokens.grid,
-        seconds=_seconds(tokens)[place // math.prod(tokens.grid[1:])],
-    )
+    seconds = _seconds(tokens)
+    work = _Work(tokens, method, budget, load, options)
+    kept = [work.keep(tokens.data[start:stop]) for start, stop in work.windows]
+    plan = work.plan()
+    group = plan.place // math.prod(tokens.grid[1:])
+    return Compact(data=torch.cat(kept), plan=plan, grid=tokens.grid, seconds=seconds[group])
+
+
+class _Work:
+    """A method on its way through the tokens of a clip, which it gets window by window.
+
+    Attributes:
+        windows: The first time group of each, and the one past its last.
+        seconds: Time the method has taken so far.
+    """
+
+    def __init__(
+        self,
+        clip: Tokens | Layout,
+        method: str,
+        budget: float | int | None,
+        load: Callable[[], Tokenizer] | None,
+        options: dict[str, Any],
+    ) -> None:
+        needs = known_method(method, options).needs[1:]
+        if needs:
+            able = sorted(name for name, m in METHODS.items() if m.needs == ("tokens",))
+            raise ValueError(
+                f"{method} needs {' and '.join(needs)}, which no token file holds; choose one of "
+                f"{able}"
+            )
+        if tensors := [name for name, value in options.items() if isinstance(value, Tensor)]:
+            raise ValueError(
+                f"{tensors[0]} is a tensor, which no token file can record; leave it out, or use "
+                "video.compress.plan"
+            )
+        t, h, w = clip.grid
+        if clip.placement is not None or not t:
+            what = "empty" if clip.placement is None else "of a 3D asset"
+            raise ValueError(f"these tokens are {what}; give those of a video or an image")
+        step, self._decide = in_windows(method, t, h * w, budget, grid=clip.grid, **options)
+        self.windows = [(start, min(start + step, t)) for start in range(0, t, step)]
+        self.seconds = 0.0
+        self._facts: dict[str, Any] = {"method": method, "budget": budget, "options": options}
+        self._facts["grid"] = clip.grid
+        self._load = None if load is None else cache(load)
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._sources = self._kept = 0
+
+    def keep(self, data: Tensor) -> Tensor:
+        """[K, ...] the tokens that stay of the next window [n, h, w, ...]."""
+        features = _features(data, self._load)  # loading is not the method's time
+        started = time.perf_counter()
+        made = self._decide(features)
+        kept, source = _kept(data.flatten(0, 2), made), sources(made)
+        source = source.where(source < 0, source + self._kept)
+        self._parts.append((made.rep[0] + self._sources, source, made.size[0].float()))
+        self._sources, self._kept = self._sources + len(source), self._kept + len(kept)
+        self.seconds += time.perf_counter() - started
+        return kept
+
+    def plan(self) -> TokenPlan:
+        """What was decided, after the last window."""
+        place, source, size = (torch.cat(parts) for parts in zip(*self._parts, strict=True))
+        return TokenPlan(place=place, source=source, size=size, **self._facts)
 
 
 def whole_tokens(tokens: Tokens) -> Compact:
@@ -153,6 +198,9 @@ def compress_file(
 ) -> CompressResult:
     """Turn a token file into a compact one.
 
+    Methods that do not look ahead go through the file window by window: only the plan, about 20
+    bytes for each token, grows with the clip.
+
     Args:
         src: A token file of a video or an image.
         dst: The compact file; it appears when it is complete.
@@ -164,30 +212,51 @@ def compress_file(
     Raises:
         TokensError: `src` is damaged or compact already, or `dst` cannot be written.
         KeyError: As `compress_tokens`.
-        ValueError: As `compress_tokens`.
+        ValueError: As `compress_tokens`; or a method that looks at the whole clip needs more memory
+            than there is.
+        TypeError: As `compress_tokens`.
     """
     src, dst = os.fspath(src), os.fspath(dst)
-    with TokenFile(src) as file:
+    with TokenFile(src) as file, write_errors(Path(dst)):
         layout = file.layout
         if layout.plan is not None:
             raise TokensError(f"{src} is a compact file; give the one that it was made from")
-        tokens = tokens_of(file, 0, layout.grid[0])
-    if load is not None and tokens.codes is not None:
-        load = partial(_same, load())  # loading is not the method's time
-    started = time.perf_counter()
-    made = compress_tokens(tokens, method, budget, load=load, **options)
-    seconds = time.perf_counter() - started
-    stored = to_rows(made.data[:, None, None], layout.info)
-    compact = replace(layout, plan=made.plan)
-    compact.write(Path(dst), hashlib.sha256(stored).hexdigest(), [stored])
+        work = _Work(layout, method, budget, load, options)
+        _check_room(src, layout, method, work)
+        digest = hashlib.sha256()
+        with tempfile.TemporaryFile(dir=Path(dst).parent) as spool:
+            for start, stop in work.windows:
+                stored = to_rows(work.keep(file.read(start, stop))[:, None, None], layout.info)
+                digest.update(stored)
+                spool.write(stored)
+            plan, size = work.plan(), spool.tell()
+            replace(layout, plan=plan).write(Path(dst), digest.hexdigest(), pieces(spool, 0, size))
     return CompressResult(
         src=src,
         dst=dst,
-        kept=len(made.data),
-        total=tokens.num_tokens,
+        kept=len(plan.place),
+        total=len(plan.source),
         num_bytes=os.path.getsize(dst),
-        seconds=seconds,
+        seconds=work.seconds,
     )
+
+
+def _check_room(src: str, layout: Layout, method: str, work: _Work) -> None:
+    """Refuse to read at once what does not fit into memory.
+
+    Raises:
+        ValueError: It does not.
+    """
+    need = math.prod(layout.grid) * (_COPIES * 4 * layout.info.latent_dim + _PLANNED)
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if len(work.windows) == 1 and need > have:
+        able = sorted(name for name, m in METHODS.items() if not m.looks_ahead(1, {}))
+        raise ValueError(
+            f"{src} holds {math.prod(layout.grid):,} tokens, and {method} looks at all of them at "
+            f"once: that needs about {need / 2**30:.1f} GiB of memory, and this machine has "
+            f"{have / 2**30:.1f}; tokenize shorter clips, or choose a method that goes through it "
+            f"in windows: {able}"
+        )
 
 
 def read_compact(path: AnyPath) -> Compact:
@@ -218,10 +287,6 @@ def sources(made: Plan) -> Tensor:
     source[made.src[order]] = made.out[order]
     source[made.rep[0]] = torch.arange(made.num_out)
     return source
-
-
-def _same(tok: Tokenizer) -> Tokenizer:
-    return tok
 
 
 def _features(data: Tensor, load: Callable[[], Tokenizer] | None) -> Tensor:

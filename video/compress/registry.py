@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from difflib import get_close_matches
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
 
 from video.compress import budget as budgets
 from video.compress.merge import distinct
+from video.compress.options import check_options, takes_tensor
 from video.compress.plan import Plan
 from video.compress.recipes.aim import aim
 from video.compress.recipes.ats import ats
 from video.compress.recipes.bvllm import bvllm
 from video.compress.recipes.chat_univi import chat_univi, dpc_knn
 from video.compress.recipes.dart import dart
-from video.compress.recipes.dycoke import dycoke
+from video.compress.recipes.dycoke import DyCoke, dycoke
 from video.compress.recipes.evit import evit
 from video.compress.recipes.evs import evs
 from video.compress.recipes.framefusion import framefusion
@@ -32,14 +34,16 @@ from video.compress.recipes.ppllava import ppllava
 from video.compress.recipes.prumerge import prumerge
 from video.compress.recipes.quota import quota
 from video.compress.recipes.ranked import fopru, vflowopt, vtc_cls
-from video.compress.recipes.sta import sta
+from video.compress.recipes.sta import sta, sta_walk
 from video.compress.recipes.testa import testa
 from video.compress.recipes.token_correlation import token_correlation
 from video.compress.recipes.token_pooling import token_pooling
 from video.compress.recipes.tome import tome
-from video.compress.recipes.ts_llava import ts_llava
+from video.compress.recipes.ts_llava import ts_llava, ts_llava_walk
 from video.compress.recipes.vid_tldr import vid_tldr
 from video.compress.recipes.visionzip import visionzip
+
+Walk = Callable[..., Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,9 @@ class Method:
         needs: What it must be given: "tokens", and further "attention" or "text".
         note: One line about it.
         matrix: Whether the attention must be that of every query, and not one number per token.
+        walk: Where frames are decided one after another: `walk(T, N, keep, ...)` gives a function
+            of the next frame [B, N, D] that returns the places in it that stay.
+        framewise: Whether frames are decided by themselves, and `run` takes a count for each.
     """
 
     name: str
@@ -60,6 +67,8 @@ class Method:
     needs: tuple[str, ...]
     note: str
     matrix: bool = False
+    walk: Walk | None = None
+    framewise: bool = False
 
     @property
     def options(self) -> dict[str, Any]:
@@ -67,8 +76,22 @@ class Method:
         parameters = list(inspect.signature(self.run).parameters.values())[2:]
         return {p.name: p.default for p in parameters if p.name not in INPUTS}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the options that are numbers, words or lists of them, and no tensors."""
+        hints = get_type_hints(self.run)
+        return {name: v for name, v in self.options.items() if not takes_tensor(hints[name])}
+
+    def looks_ahead(self, keep: int | None, options: dict[str, Any]) -> bool:
+        """Whether what stays of a frame may depend on the frames after it."""
+        of_count = self.name == "dynamic_vlm" and keep is None
+        framewise = self.framewise and not of_count and options.get("scope") != "video"
+        return self.walk is None and not framewise
+
 
 INPUTS = ("attention", "text", "grid")
+_WALKS: dict[Callable[..., Plan], Walk] = {dycoke: DyCoke, sta: sta_walk, ts_llava: ts_llava_walk}
+_FRAMEWISE = (aim, dpc_knn, dynamic_vlm, m3, token_pooling, tome)
 
 
 def _methods(*recipes: Callable[..., Plan]) -> dict[str, Method]:
@@ -82,7 +105,15 @@ def _methods(*recipes: Callable[..., Plan]) -> dict[str, Method]:
         ]
         note = (run.__doc__ or "").splitlines()[0]
         matrix = run in (vid_tldr, vflowopt)
-        methods[run.__name__] = Method(run.__name__, run, ("tokens", *required), note, matrix)
+        methods[run.__name__] = Method(
+            name=run.__name__,
+            run=run,
+            needs=("tokens", *required),
+            note=note,
+            matrix=matrix,
+            walk=_WALKS.get(run),
+            framewise=run in _FRAMEWISE,
+        )
     return methods
 
 
@@ -158,19 +189,13 @@ def plan(
         ValueError: It lacks something that it needs, or something does not fit.
         TypeError: It has no such option.
     """
-    if method not in METHODS:
-        raise KeyError(f"unknown method {method!r}; choose one of {sorted(METHODS)}")
+    known = known_method(method, options)
     if order not in ("index", "upstream"):
         raise ValueError(f"order={order!r}; choose of 'index', 'upstream'")
     if x.dim() not in (3, 4) or not x.is_floating_point() or 0 in x.shape:
         raise ValueError(
             f"tokens are {x.dtype} {list(x.shape)}; expected floats [T, N, D] or [B, T, N, D], "
             "none of them 0"
-        )
-    known = METHODS[method]
-    if wrong := sorted(set(options) - set(known.options)):
-        raise TypeError(
-            f"{method} has no option {wrong[0]!r}; it takes {sorted(known.options) or 'none'}"
         )
     batched = x.dim() == 4
     if not batched:
@@ -193,6 +218,31 @@ def plan(
             return Plan.identity(len(x), keep, x.device)
         made = known.run(x, keep, **options)
     return distinct(made).in_order() if order == "index" else made
+
+
+def known_method(name: str, options: dict[str, Any]) -> Method:
+    """The method of a name, which takes these options.
+
+    Raises:
+        KeyError: There is none.
+        TypeError: It has no such option.
+        ValueError: An option is of another type or out of range.
+    """
+    if name not in METHODS:
+        raise KeyError(f"unknown method {name!r}; {choices(name, METHODS)}")
+    method = METHODS[name]
+    if wrong := sorted(set(options) - set(method.options)):
+        raise TypeError(
+            f"{name} has no option {wrong[0]!r}; it takes {sorted(method.options) or 'none'}"
+        )
+    check_options(name, method.run, options)
+    return method
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """What to choose instead of a name that is none of those known."""
+    near = get_close_matches(name, known, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"choose one of {sorted(known)}"
 
 
 def _attention(attention: Tensor, x: Tensor, batched: bool) -> Tensor:

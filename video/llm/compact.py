@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from video.compress import METHODS, Plan, plan
+from video.compress.registry import choices
 from video.llm.encode import Encoded, encode, encoder_arguments, has_pixels, ids_of
 from video.llm.forms import Form, base_of, form_of
 from video.llm.generate import Generate
@@ -147,9 +148,7 @@ class Compact:
         if unknown := sorted(set(modalities) - {"image", "video"}):
             raise ValueError(f"modalities hold {unknown[0]!r}; choose of 'image' and 'video'")
         if isinstance(method, str) and method not in METHODS and method not in INSIDE:
-            raise KeyError(
-                f"unknown method {method!r}; choose one of {sorted({*METHODS, *INSIDE})}"
-            )
+            raise KeyError(f"unknown method {method!r}; {choices(method, {*METHODS, *INSIDE})}")
         self.model, self.method, self.budget = model, method, budget
         self.positions, self.modalities, self.options = positions, modalities, options
         known = METHODS.get(method) if isinstance(method, str) else None

@@ -5,17 +5,17 @@ Source: Zhong et al. 2024, arXiv:2412.03248.
 
 from torch import Tensor
 
-from video.compress.budget import Pick, per_frame
+from video.compress.budget import Keep, Pick, per_frame
 from video.compress.plan import Plan
 from video.compress.recipes.tome import tome_to
 
 
-def aim(x_BTND: Tensor, keep: int | None = None) -> Plan:
+def aim(x_BTND: Tensor, keep: Keep | None = None) -> Plan:
     """Halve the tokens of each frame again and again; every average counts both sides alike.
 
     Args:
         x_BTND: Tokens.
-        keep: Outputs of each sample, exactly; two rounds by default, to a quarter.
+        keep: Outputs of each sample (or frame), exactly; two rounds by default, to a quarter.
     """
     B, T, N, _ = x_BTND.shape
     if keep is None:

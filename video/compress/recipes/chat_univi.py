@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from video.compress.assign import density_peaks
-from video.compress.budget import Pick, evenly, per_frame
+from video.compress.budget import Keep, Pick, evenly, per_frame
 from video.compress.merge import partition
 from video.compress.plan import Plan
 
@@ -54,12 +54,12 @@ def levels(
     return plans
 
 
-def dpc_knn(x_BTND: Tensor, keep: int | None = None, *, k: int = 5) -> Plan:
+def dpc_knn(x_BTND: Tensor, keep: Keep | None = None, *, k: int = 5) -> Plan:
     """Average clusters of each frame around its density peaks.
 
     Args:
         x_BTND: Tokens.
-        keep: Outputs of each sample, exactly; 64 of each frame by default.
+        keep: Outputs of each sample (or frame), exactly; 64 of each frame by default.
         k: Neighbours that density is measured on.
     """
     B, T, N, _ = x_BTND.shape

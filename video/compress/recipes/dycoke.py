@@ -12,6 +12,62 @@ from video.compress.plan import Plan
 from video.compress.score import deciding, norms
 
 
+class DyCoke:
+    """Decides on one frame after another; holds on to the two that the next ones may refer to.
+
+    Args:
+        frames: Frames that are to come.
+        tokens: Tokens of each.
+        keep: As `dycoke` takes it, and all that follows.
+        k: See `dycoke`.
+        upstream_ends: See `dycoke`.
+    """
+
+    def __init__(
+        self,
+        frames: int,
+        tokens: int,
+        keep: int | None = None,
+        *,
+        k: float = 0.7,
+        upstream_ends: bool = False,
+    ) -> None:
+        T, N = frames, tokens
+        period = 4
+        while keep is not None and -(-T // period) * N > keep and period < T:
+            period *= 2
+        dropped = T % 2 if upstream_ends and T > 1 else 0
+        self._reference = [t - 1 if t % 2 else t - t % period for t in range(T - dropped)]
+        if upstream_ends and T % 4 == 0:
+            self._reference[T - 2] = T - 2
+        between = [t for t, other in enumerate(self._reference) if t != other]
+        self._counts = [0 if t >= T - dropped else N for t in range(T)]
+        whole = (T - dropped - len(between)) * N
+        rest = len(between) * int((1 - k) * N) if keep is None else max(0, keep - whole)
+        if keep is not None and keep < whole:  # period >= T: the first frame is the only whole one
+            self._counts[0] = keep
+        for t, count in zip(between, evenly(rest, len(between)), strict=True):
+            self._counts[t] = count
+        self._next = 0
+        self._held: dict[int, tuple[Tensor, Tensor]] = {}  # frames and their lengths
+
+    def __call__(self, x_BND: Tensor) -> Tensor:
+        """[B, count] places of the next frame that stay, from the most changed to the least."""
+        t, self._next = self._next, self._next + 1
+        N, count = x_BND.shape[1], self._counts[t]
+        other = self._reference[t] if t < len(self._reference) else t
+        length = norms(x_BND)
+        if other == t:
+            self._held = {t: (x_BND, length)}
+            index = torch.arange(count, device=x_BND.device) * N // max(count, 1)  # evenly
+            return index.expand(len(x_BND), -1)
+        before, length_before = self._held[other]
+        score = (deciding(x_BND) * deciding(before)).sum(-1) / (length * length_before)
+        first = min(self._held)  # whole, and of use until the next whole one
+        self._held = {first: self._held[first], t: (x_BND, length)}
+        return score.argsort(dim=1, stable=True)[:, :count]
+
+
 def dycoke(
     x_BTND: Tensor,
     keep: int | None = None,
@@ -32,28 +88,7 @@ def dycoke(
     Returns:
         Outputs of a frame follow each other from the most changed to the least.
     """
-    B, T, N, _ = x_BTND.shape
-    period = 4
-    while keep is not None and -(-T // period) * N > keep and period < T:
-        period *= 2
-    dropped = T % 2 if upstream_ends and T > 1 else 0
-    reference = [t - 1 if t % 2 else t - t % period for t in range(T - dropped)]
-    if upstream_ends and T % 4 == 0:
-        reference[T - 2] = T - 2
-    between = [t for t, other in enumerate(reference) if t != other]
-    counts = [N] * len(reference)
-    whole = (len(reference) - len(between)) * N
-    if keep is not None and keep < whole:  # period >= T: part of the first frame, evenly
-        index = torch.arange(keep, device=x_BTND.device) * N // keep
-        return Plan.keep(index.expand(B, keep), T * N)
-    rest = len(between) * int((1 - k) * N) if keep is None else keep - whole
-    for t, count in zip(between, evenly(rest, len(between)), strict=True):
-        counts[t] = count
-    length = norms(x_BTND)
-    score = torch.zeros_like(length)
-    for t in between:
-        score[:, t] = (deciding(x_BTND[:, t]) * deciding(x_BTND[:, reference[t]])).sum(-1)
-    score[:, : len(reference)] /= length[:, : len(reference)] * length[:, reference]
-    rank = score.argsort(dim=2, stable=True)
-    index = torch.cat([rank[:, t, :count] + t * N for t, count in enumerate(counts)], dim=1)
+    _, T, N, _ = x_BTND.shape
+    walk = DyCoke(T, N, keep, k=k, upstream_ends=upstream_ends)
+    index = torch.cat([walk(x_BTND[:, t]) + t * N for t in range(T)], dim=1)
     return Plan.keep(index, T * N)

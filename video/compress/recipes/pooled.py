@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from video.compress import pool
-from video.compress.budget import Pick, per_frame
+from video.compress.budget import Keep, Pick, per_frame
 from video.compress.plan import Plan
 from video.compress.positions import frame_grid
 
 
-def _banded(x_BTND: Tensor, keep: int, h: int, w: int) -> Plan:
+def _banded(x_BTND: Tensor, keep: Keep, h: int, w: int) -> Plan:
     """Frames in windows, `keep` in all."""
     B, T, N, _ = x_BTND.shape
 
@@ -27,7 +27,7 @@ def _banded(x_BTND: Tensor, keep: int, h: int, w: int) -> Plan:
 
 def m3(
     x_BTND: Tensor,
-    keep: int | None = None,
+    keep: Keep | None = None,
     *,
     grid: tuple[int, ...] | None = None,
     scale: int = 36,
@@ -36,7 +36,7 @@ def m3(
 
     Args:
         x_BTND: Tokens.
-        keep: Outputs of each sample, exactly, in windows that are then about square.
+        keep: Outputs of each sample (or frame), exactly, in windows that are then about square.
         grid: (h, w) of a frame.
         scale: Without `keep`: tokens of each frame, as far as whole windows allow.
     """
@@ -51,7 +51,7 @@ def m3(
 
 def dynamic_vlm(
     x_BTND: Tensor,
-    keep: int | None = None,
+    keep: Keep | None = None,
     *,
     grid: tuple[int, ...] | None = None,
     most: int = 64,
@@ -61,7 +61,7 @@ def dynamic_vlm(
 
     Args:
         x_BTND: Tokens.
-        keep: Outputs of each sample, exactly.
+        keep: Outputs of each sample (or frame), exactly.
         grid: (h, w) of a frame.
         most: Without `keep`: most tokens of a frame.
         total: Without `keep`: most tokens of the video, while each frame has one.

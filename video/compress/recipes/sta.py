@@ -3,6 +3,8 @@
 Source: Ding et al. 2023, arXiv:2308.04549.
 """
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,6 +13,40 @@ from video.compress.assign import best_match, rows_of
 from video.compress.budget import evenly
 from video.compress.plan import Plan
 from video.compress.score import TINY, deciding
+
+
+class Walk:
+    """Decides on one frame after another; remembers what was kept of the last one.
+
+    Args:
+        counts: Outputs of each frame, in the order in which the frames come.
+    """
+
+    def __init__(self, counts: Iterable[int]) -> None:
+        self._counts = iter(counts)
+        self._told: Tensor | None = None  # how much each token kept of the frame before is repeated
+        self._before: Tensor | None = None
+
+    def __call__(self, x_BND: Tensor, metric_BNC: Tensor | None = None) -> Tensor:
+        """[B, count] places of the next frame that stay, from the least to the most redundant.
+
+        Args:
+            x_BND: Tokens, for how strong each is.
+            metric_BNC: What similarity is measured on; the tokens by default.
+        """
+        count = next(self._counts)
+        m = F.normalize(deciding(x_BND if metric_BNC is None else metric_BNC), dim=-1, eps=TINY)
+        if self._told is None or self._before is None:
+            self._before, self._told = m, torch.ones_like(m[..., 0])
+            return _least_repeated(m)[:, :count]
+        repeated = (m @ self._before.transpose(1, 2)).softmax(dim=1) @ self._told[..., None]
+        worst = repeated[..., 0] * (1 - _strength(x_BND))
+        kept = worst.argsort(dim=1, stable=True)[:, :count]
+        if count:
+            told = repeated[..., 0].gather(1, kept)
+            self._told = told / told.sum(1, keepdim=True)
+            self._before = rows_of(m, kept)
+        return kept
 
 
 def sta_stage(
@@ -28,22 +64,10 @@ def sta_stage(
         Frames in the order of time, outputs of a frame from the least to the most redundant.
     """
     _, T, N, _ = x_BTND.shape
-    kept: dict[int, Tensor] = {}
-    told = before = None  # how much each token that was kept of the frame before is repeated
-    for t in reversed(range(T)) if reverse else range(T):
-        m = F.normalize(deciding(metric_BTNC[:, t]), dim=-1, eps=TINY)
-        if told is None or before is None:
-            kept[t] = _least_repeated(m)[:, : counts[t]]
-            before, told = m, torch.ones_like(m[..., 0])
-            continue
-        repeated = (m @ before.transpose(1, 2)).softmax(dim=1) @ told[..., None]
-        worst = repeated[..., 0] * (1 - _strength(x_BTND[:, t]))
-        kept[t] = worst.argsort(dim=1, stable=True)[:, : counts[t]]
-        if counts[t]:
-            told = repeated[..., 0].gather(1, kept[t])
-            told = told / told.sum(1, keepdim=True)
-            before = rows_of(m, kept[t])
-    return Plan.keep(torch.cat([kept[t] + t * N for t in range(T)], dim=1), T * N)
+    order = list(reversed(range(T))) if reverse else list(range(T))
+    walk = Walk(counts[t] for t in order)
+    kept = {t: walk(x_BTND[:, t], metric_BTNC[:, t]) + t * N for t in order}
+    return Plan.keep(torch.cat([kept[t] for t in range(T)], dim=1), T * N)
 
 
 def _strength(x_BND: Tensor) -> Tensor:
@@ -75,5 +99,15 @@ def sta(
         metric: [B, T, N, C] what similarity is measured on, e.g. keys; the tokens by default.
     """
     _, T, N, _ = x_BTND.shape
-    keep = T * max(1, N - (N // 4 if r is None else r)) if keep is None else keep
-    return sta_stage(x_BTND, x_BTND if metric is None else metric, evenly(keep, T))
+    counts = _counts(T, N, keep, r)
+    return sta_stage(x_BTND, x_BTND if metric is None else metric, counts)
+
+
+def sta_walk(frames: int, tokens: int, keep: int | None = None, *, r: int | None = None) -> Walk:
+    """`sta` for frames that come one after another."""
+    return Walk(_counts(frames, tokens, keep, r))
+
+
+def _counts(frames: int, tokens: int, keep: int | None, r: int | None) -> list[int]:
+    left = max(1, tokens - (tokens // 4 if r is None else r))
+    return evenly(frames * left if keep is None else keep, frames)

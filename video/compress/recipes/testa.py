@@ -4,7 +4,6 @@ Source: Ren et al. 2023, arXiv:2310.19060.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from video.compress.assign import best_match
@@ -30,7 +29,9 @@ def testa_frames(x_BTND: Tensor, r: int) -> Plan:
         return Plan.identity(B, T * N, x_BTND.device)
     by_place = x_BTND.transpose(1, 2).flatten(0, 1)
     best, partner = (e.view(B, N, -1) for e in best_match(by_place[:, ::2], by_place[:, 1::2]))
-    votes = F.one_hot(partner, T // 2).sum(1)
+    of_frame = partner.transpose(1, 2)
+    votes = partner.new_zeros(B, of_frame.shape[1], T // 2)
+    votes = votes.scatter_add(2, of_frame, torch.ones_like(of_frame))
     partner, strength = votes.argmax(dim=2), best.amin(dim=1)
     merged = ranks(strength) < r
     num_left = strength.shape[1] - r

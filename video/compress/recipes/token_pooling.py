@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from video.compress.assign import nearest, rows_of
-from video.compress.budget import Pick, per_frame
+from video.compress.budget import Keep, Pick, per_frame
 from video.compress.merge import best_of_each, partition
 from video.compress.plan import Plan
 from video.compress.score import deciding, per_token
@@ -46,7 +46,7 @@ def weighted_clusters(
 
 def token_pooling(
     x_BTND: Tensor,
-    keep: int | None = None,
+    keep: Keep | None = None,
     *,
     attention: Tensor | None = None,
     steps: int = 5,
@@ -58,7 +58,7 @@ def token_pooling(
 
     Args:
         x_BTND: Tokens.
-        keep: Outputs of each sample, exactly; a quarter by default.
+        keep: Outputs of each sample (or frame), exactly; a quarter by default.
         attention: [B, T, N], or matrices; all tokens weigh the same without.
         steps: Of clustering.
         medoids: Keep the token nearest to each average, and not the average.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from video.compress.assign import best_match
-from video.compress.budget import Pick, per_frame
+from video.compress.budget import Keep, Pick, per_frame
 from video.compress.merge import partition, representatives
 from video.compress.plan import Plan
 from video.compress.select import ranks
@@ -81,7 +81,7 @@ def tome_to(
 
 def tome(
     x_BTND: Tensor,
-    keep: int | None = None,
+    keep: Keep | None = None,
     *,
     r: int | None = None,
     scope: str = "frame",
@@ -92,7 +92,7 @@ def tome(
 
     Args:
         x_BTND: Tokens.
-        keep: Outputs of each sample, exactly.
+        keep: Outputs of each sample (or frame), exactly.
         r: Without `keep`: merges per frame (or video) in a single round; half by default.
         scope: "frame" to match inside frames, "video" to match all tokens.
         metric: [B, T, N, C] what similarity is measured on, e.g. keys; the tokens by default.

@@ -3,6 +3,9 @@
 Source: Qu et al. 2024, arXiv:2411.11066.
 """
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
@@ -22,6 +25,16 @@ def ts_llava(x_BTND: Tensor, keep: int | None = None, *, num_samples: int = 2880
     B, T, N, _ = x_BTND.shape
     index = every(T * N, num_samples if keep is None else keep, x_BTND.device)
     return Plan.keep(index.expand(B, -1), T * N)
+
+
+def ts_llava_walk(
+    frames: int, tokens: int, keep: int | None = None, *, num_samples: int = 2880
+) -> Callable[[Tensor], Tensor]:
+    """`ts_llava` for frames that come one after another: [B, count] places of the next one."""
+    index = every(frames * tokens, num_samples if keep is None else keep)
+    counts = torch.bincount(index // tokens, minlength=frames).tolist()
+    parts = iter(torch.split(index % tokens, counts))
+    return lambda x_BND: next(parts).to(x_BND.device).expand(len(x_BND), -1)
 
 
 def thumbnail_grid(num_frames: int) -> tuple[int, int]:
