@@ -224,7 +224,7 @@ class Source(_Facts):
         has_audio: Whether the source has sound, which tokens do not carry.
         codec: Codec of the source.
         color_range: "tv" (16..235) or "pc" (0..255), as the source was stored.
-        kind: "image", "video" or "shape".
+        kind: "image", "video", "shape" (three planes of a 3D asset) or "voxels" (of its surface).
     """
 
     key: str | None = None
@@ -265,7 +265,9 @@ class Preprocess(_Facts):
 
 @dataclass(frozen=True, kw_only=True)
 class Placement(_Facts):
-    """Where a 3D asset lies in its own coordinates; tokens hold it in the box from -1 to 1.
+    """Where a 3D asset lies in its own coordinates; tokens hold it in a box around 0.
+
+    Planes fill the box from -1 to 1, and leave a margin; voxels that from -0.5 to 0.5.
 
     Attributes:
         scale: Length of the source for a length of 1 in the box.

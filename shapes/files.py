@@ -6,7 +6,6 @@ Shape suffixes: B batch, G groups (1), N tokens, L latent channels.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import time
 from dataclasses import dataclass
@@ -16,9 +15,12 @@ import torch
 from einops import rearrange
 
 from omnitok import Tokenizer, Tokens, TokensError
+from omnitok.interop.atoken_gaussians import GaussianDecoder
+from omnitok.interop.atoken_tokenizer import ATokenTokenizer
 from omnitok.planes import AXES, PlaneParts
 from omnitok.quantize.base import DiscreteQuantizer
 from omnitok.tokens import Placement, Source, refuse_others
+from shapes import splats, voxel_tokens
 from shapes.extract import marching_cubes
 from shapes.extras import ShapesError
 from shapes.inside import Inside
@@ -26,6 +28,8 @@ from shapes.mesh import Mesh, read, write
 from shapes.raster import Raster, rasterize
 from shapes.sample import into_box, out_of_box, placement_of, sample_surface
 from shapes.solid import repair
+from shapes.views import voxelise
+from shapes.voxel_tokens import VoxelTokens
 
 RESOLUTION = 128  # lattice points on a side of the box
 SURFACE = 200_000  # points that a shape is looked at by
@@ -46,6 +50,7 @@ class ShapeResult:
         kept: Whether `dst` was there before and was left as it is.
         num_vertices: Of the mesh or cloud.
         num_faces: Of the mesh; 0 for a cloud.
+        num_gaussians: Of splats.
         num_tokens: Tokens in all.
         bits_per_token: Bits of one token.
         num_bytes: Size of `dst`.
@@ -56,8 +61,9 @@ class ShapeResult:
     src: str
     dst: str
     kept: bool
-    num_vertices: int
-    num_faces: int
+    num_vertices: int = 0
+    num_faces: int = 0
+    num_gaussians: int = 0
     num_tokens: int
     bits_per_token: float
     num_bytes: int
@@ -146,9 +152,12 @@ def detokenize(tok: Tokenizer, tokens: Tokens, resolution: int = RESOLUTION) -> 
         ShapesError: The tokenizer has no 3D stage, the tokens are of something else, or there is
             nothing in them.
     """
-    parts, placement = parts_of(tok), tokens.placement
+    placement = tokens.placement
     if placement is None:
         raise ShapesError("the tokens are of a picture or a clip; use tok.detokenize for them")
+    if tokens.source is not None and tokens.source.kind == voxel_tokens.KIND:
+        raise ShapesError("the tokens are of voxels, which decode to Gaussian splats, not a mesh")
+    parts = parts_of(tok)
     if tokens.grid != (1, len(AXES) * parts.config.side, parts.config.side):
         raise ShapesError(
             f"the tokens have the grid {tokens.grid}, which {tok.config.name!r} lacks"
@@ -182,46 +191,34 @@ def tokenize_file(
 ) -> ShapeResult:
     """Turn a mesh or cloud into a token file; one that exists is kept if it is of the same source.
 
+    AToken takes the surface of a mesh as voxels, every other tokenizer its three planes.
+
     Raises:
         ShapesError: `src` cannot be read or holds no surface, or the tokenizer has no 3D stage.
         TokensError: `dst` cannot be written, or exists and is not a token file of `src`.
     """
     started = time.monotonic()
     src, dst = os.fspath(src), os.fspath(dst)
-    parts = parts_of(tok)
+    kind = voxel_tokens.KIND if isinstance(tok, ATokenTokenizer) else "shape"
     mesh = read(src)
     with open(src, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    source = Source(kind=kind, uri=os.path.basename(src), sha256=digest, codec=Path(src).suffix[1:])
     notes: tuple[str, ...] = ()
     kept = os.path.lexists(dst) and not overwrite
     if kept:
-        tokens = Tokens.load(dst, tokenizer=tok)
+        tokens = _load(tok, dst)
         if tokens.source is None or tokens.source.sha256 != digest:
             raise TokensError(
                 f"{dst} exists and was made from another file than {src}; pass --overwrite"
             )
     else:
         try:
-            raster, placement, notes = look_at(mesh, parts)
-            tokens = encode(tok, raster, placement)
+            tokens, notes = _encode_mesh(tok, mesh, source)
         except ShapesError as error:
             raise ShapesError(f"{src}: {error}") from error
-        tokens.source = Source(
-            kind="shape", uri=os.path.basename(src), sha256=digest, codec=Path(src).suffix[1:]
-        )
         tokens.save(dst)
-    return ShapeResult(
-        src=src,
-        dst=dst,
-        kept=kept,
-        num_vertices=len(mesh.vertices),
-        num_faces=len(mesh.faces),
-        num_tokens=math.prod(tokens.grid),
-        bits_per_token=tokens.bits_per_token,
-        num_bytes=os.path.getsize(dst),
-        seconds=time.monotonic() - started,
-        warnings=tuple(f"{src}: {note}" for note in notes),
-    )
+    return _result(src, dst, kept, started, mesh, tokens, notes)
 
 
 def detokenize_file(
@@ -230,34 +227,87 @@ def detokenize_file(
     dst: str | Path,
     *,
     resolution: int = RESOLUTION,
+    gaussians: GaussianDecoder | None = None,
     overwrite: bool = False,
 ) -> ShapeResult:
-    """Turn a token file into a mesh file; one that exists is kept.
+    """Turn a token file into a mesh file, or tokens of voxels into splats; one that exists is kept.
+
+    Args:
+        tok: The tokenizer that made the tokens.
+        src: The token file.
+        dst: What to write.
+        resolution: As in `detokenize`; means nothing to voxels.
+        gaussians: The decoder of voxels.
+        overwrite: Replace `dst`.
 
     Raises:
         TokensError: `src` is damaged, or was made by other weights.
-        ShapesError: `src` is not of a 3D asset, or `dst` is no mesh file.
+        ShapesError: `src` is not of a 3D asset, or `dst` is no file for what it decodes to.
     """
     started = time.monotonic()
     src, dst = os.fspath(src), os.fspath(dst)
-    tokens = Tokens.load(src, tokenizer=tok)
+    tokens = _load(tok, src)
     kept = os.path.lexists(dst) and not overwrite
-    if kept:
-        mesh = read(dst)
+    shape: Mesh | splats.Splats
+    try:
+        if isinstance(tokens, Tokens):
+            shape = read(dst) if kept else detokenize(tok, tokens, resolution)
+        elif kept:
+            shape = splats.read(dst)
+        else:
+            assert isinstance(tok, ATokenTokenizer)  # the tokens are of these weights
+            if gaussians is None:
+                raise ShapesError("the tokens are of voxels; give the Gaussian decoder for them")
+            shape = voxel_tokens.decode(tok, gaussians, tokens)
+    except ShapesError as error:
+        raise ShapesError(f"{src}: {error}") from error
+    if not kept:
+        if isinstance(shape, Mesh):
+            write(dst, shape)
+        else:
+            splats.write(dst, shape)
+    return _result(src, dst, kept, started, shape, tokens)
+
+
+def _encode_mesh(
+    tok: Tokenizer, mesh: Mesh, source: Source
+) -> tuple[Tokens | VoxelTokens, tuple[str, ...]]:
+    """The tokens of a mesh or cloud, and what was not as it should be."""
+    if isinstance(tok, ATokenTokenizer):
+        return voxel_tokens.encode(tok, voxelise(mesh, patch=tok.patch[1]), source), ()
+    raster, placement, notes = look_at(mesh, parts_of(tok))
+    tokens = encode(tok, raster, placement)
+    tokens.source = source
+    return tokens, notes
+
+
+def _load(tok: Tokenizer, path: str) -> Tokens | VoxelTokens:
+    if isinstance(tok, ATokenTokenizer):
+        return VoxelTokens.load(path, tok)
+    return Tokens.load(path, tokenizer=tok)
+
+
+def _result(
+    src: str,
+    dst: str,
+    kept: bool,
+    started: float,
+    shape: Mesh | splats.Splats,
+    tokens: Tokens | VoxelTokens,
+    notes: tuple[str, ...] = (),
+) -> ShapeResult:
+    if isinstance(shape, Mesh):
+        counts = {"num_vertices": len(shape.vertices), "num_faces": len(shape.faces)}
     else:
-        try:
-            mesh = detokenize(tok, tokens, resolution)
-        except ShapesError as error:
-            raise ShapesError(f"{src}: {error}") from error
-        write(dst, mesh)
+        counts = {"num_gaussians": len(shape.xyz)}
     return ShapeResult(
         src=src,
         dst=dst,
         kept=kept,
-        num_vertices=len(mesh.vertices),
-        num_faces=len(mesh.faces),
-        num_tokens=math.prod(tokens.grid),
+        num_tokens=tokens.num_tokens,
         bits_per_token=tokens.bits_per_token,
         num_bytes=os.path.getsize(dst),
         seconds=time.monotonic() - started,
+        warnings=tuple(f"{src}: {note}" for note in notes),
+        **counts,
     )

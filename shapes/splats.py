@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shapes.extras import ShapesError
+
 Floats = NDArray[np.float32]
 _GROUPS = {  # of properties, in file order
     "xyz": ("x", "y", "z"),
@@ -25,8 +27,8 @@ PROPERTIES = tuple(name for names in _GROUPS.values() for name in names)
 _HEADER_LIMIT = 65536  # bytes
 
 
-class SplatsError(ValueError):
-    """A file is not a splat file that can be read; the message says why."""
+class SplatsError(ShapesError):
+    """A file is not a splat file that can be read or written; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,22 @@ class Splats:
                 raise SplatsError(f"{name} is {getattr(self, name).shape}; expected {shape}")
 
 
+def check_name(path: str | Path) -> None:
+    """Refuse the name of a file that splats are not written to.
+
+    Raises:
+        SplatsError: It does not end in .ply.
+    """
+    if Path(path).suffix.lower() != ".ply":
+        raise SplatsError(
+            f"{path} is no name for Gaussian splats, which is what voxels decode to; they have no "
+            "faces and are written as .ply"
+        )
+
+
 def write(path: str | Path, splats: Splats) -> None:
     """Write a binary PLY file, whole or not at all."""
+    check_name(path)
     many, path = len(splats.xyz), Path(path)
     columns = [
         np.zeros((many, 3)) if name == "normal" else getattr(splats, name).reshape(many, -1)

@@ -35,11 +35,13 @@ class Voxels:
     Attributes:
         coords: [N, 4] int64: object (0), x, y, z.
         pixels: [N, P] float32 colours from 0 to 1.
+        resolution: Voxels on a side of the box.
         placement: Where the shape lies: AToken's box from -0.5 to 0.5 holds it without a margin.
     """
 
     coords: Tensor
     pixels: Tensor
+    resolution: int
     placement: Placement
 
 
@@ -53,8 +55,14 @@ def sphere_of_cameras(views: int) -> list[Camera]:
     return [camera_at(place) for place in places]
 
 
-def voxelise(mesh: Mesh, views: int = 24, resolution: int = 64) -> Voxels:
+def voxelise(mesh: Mesh, views: int = 24, resolution: int = 64, patch: int = 16) -> Voxels:
     """Render a mesh from all sides and keep its surface as voxels with patches of colour.
+
+    Args:
+        mesh: With faces.
+        views: Pictures to take of it.
+        resolution: Voxels on a side of the box.
+        patch: Side in pixels of what a voxel carries: that of the tokenizer's patches.
 
     Raises:
         ShapesError: It is a cloud.
@@ -75,9 +83,10 @@ def voxelise(mesh: Mesh, views: int = 24, resolution: int = 64) -> Voxels:
         np.broadcast_to(intrinsics, (views, 3, 3)),
         resolution=resolution,
         radius=RADIUS,
+        patch=patch,
     )
     numbered = torch.from_numpy(np.insert(coords, 0, 0, axis=1))
-    return Voxels(numbered, torch.from_numpy(values).float() / 255, placement)
+    return Voxels(numbered, torch.from_numpy(values).float() / 255, resolution, placement)
 
 
 def _shoot(mesh: Mesh, scene: Scene, camera: Camera) -> tuple[NDArray[np.uint8], Floats]:
@@ -107,12 +116,33 @@ def splats_of(tok: ATokenTokenizer, decoder: GaussianDecoder, voxels: Voxels) ->
     z_NL = tok.encode_voxels(voxels.pixels, voxels.coords)
     if tok.codebook_size is not None:
         z_NL = tok.model.quantizer(z_NL).z_q
-    x_NP = tok.decode_voxels(z_NL, voxels.coords)
-    coords = voxels.coords.to(x_NP.device)
+    return decode_splats(tok, decoder, z_NL, voxels.coords, voxels.placement)
+
+
+@torch.no_grad()
+def decode_splats(
+    tok: ATokenTokenizer,
+    decoder: GaussianDecoder,
+    z_NL: Tensor,
+    coords: Tensor,
+    placement: Placement,
+) -> Splats:
+    """Latents of voxels, after quantization if discrete, to Gaussians where the source lies.
+
+    Raises:
+        ShapesError: The decoder is not one for what the tokenizer makes.
+    """
+    x_NP = tok.decode_voxels(z_NL, coords)
+    if x_NP.shape[1] != decoder.config.latent_channels:
+        raise ShapesError(
+            f"the Gaussian decoder takes voxels of {decoder.config.latent_channels} values, but "
+            f"the tokenizer makes {x_NP.shape[1]} of each; use the decoder of the same patches"
+        )
+    coords = coords.to(x_NP.device)
     (found,) = decoder.gaussians(decoder(x_NP, coords), coords)
-    splats, place = Splats(**found.splats()), voxels.placement
+    splats = Splats(**found.splats())
     return replace(
         splats,
-        xyz=(splats.xyz * place.scale + place.offset).astype(np.float32),
-        log_scale=(splats.log_scale + np.log(place.scale)).astype(np.float32),
+        xyz=(splats.xyz * placement.scale + placement.offset).astype(np.float32),
+        log_scale=(splats.log_scale + np.log(placement.scale)).astype(np.float32),
     )

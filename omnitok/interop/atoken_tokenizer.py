@@ -21,7 +21,6 @@ from omnitok.interop.base import PublishedTokenizer
 from omnitok.nn.patch import patchify, unpatchify
 from omnitok.nn.stack import StackCache
 from omnitok.quantize import KL
-from omnitok.quantize.kl import reparameterise
 
 
 class ATokenTokenizer(PublishedTokenizer):
@@ -114,9 +113,7 @@ class ATokenTokenizer(PublishedTokenizer):
         moments_NL: Tensor = self.model.proj(x_ND)
         quantizer = self.model.quantizer
         if generator is not None and isinstance(quantizer, KL):
-            mean, logvar = moments_NL.float().chunk(2, dim=-1)  # as published: not clamped
-            noise = torch.empty_like(mean).normal_(generator=generator)
-            return reparameterise(mean, logvar, noise).to(moments_NL.dtype)
+            return quantizer.sample(moments_NL, generator, clamp=False)  # as published
         return moments_NL[:, : quantizer.dim]
 
     @overload

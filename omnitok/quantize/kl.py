@@ -26,30 +26,34 @@ class KL(Quantizer):
         self.input_dim = 2 * config.dim
         self.share = (0, 1)
 
-    def posterior(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Split latents into float32 mean and clamped log variance.
+    def posterior(self, z: Tensor, clamp: bool = True) -> tuple[Tensor, Tensor]:
+        """Split latents into float32 mean and log variance.
 
         Args:
             z: [..., 2 * dim]: all means, then all log variances.
+            clamp: Keep log variances within LOGVAR_RANGE.
 
         Returns:
             [..., dim] each.
         """
         self._check_channels(z)
         mean, logvar = z.float().chunk(2, dim=-1)
-        return mean, logvar.clamp(*LOGVAR_RANGE)
+        return mean, logvar.clamp(*LOGVAR_RANGE) if clamp else logvar
 
-    def sample(self, z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def sample(
+        self, z: Tensor, generator: torch.Generator | None = None, clamp: bool = True
+    ) -> Tensor:
         """Draw from the posterior.
 
         Args:
             z: [..., 2 * dim].
             generator: Source of the noise, on the device of `z`.
+            clamp: As in `posterior`.
 
         Returns:
             [..., dim] in the dtype of `z`.
         """
-        mean, logvar = self.posterior(z)
+        mean, logvar = self.posterior(z, clamp)
         part, parts = self.share
         noise = mean.new_empty(parts * len(mean), *mean.shape[1:]).normal_(generator=generator)
         noise = noise[part * len(mean) : (part + 1) * len(mean)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from tools.commands.errors import BUG, DONE, FAILED, UsageError, bug, sentence
 from tools.commands.planning import Job, Plan
-from tools.commands.reporting import Progress, Report
+from tools.commands.reporting import Progress, Report, size_of
 from tools.commands.stopping import Stopped, check
 
 LONG_RUN = 10  # jobs from which the failed ones are listed again at the end
@@ -49,6 +49,46 @@ def planned(
         line=f"{job.src}: would {verb} {job.dst}: {about}",
         facts={**facts, "exists": exists},
         warnings=warnings,
+    )
+
+
+class Finished(Protocol):
+    """What a function that turns one file into another says of it."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether the output was there before and was left as it is."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the output."""
+
+    @property
+    def seconds(self) -> float:
+        """Time it took."""
+
+
+def finished(
+    job: Job, done: Finished, about: str, facts: dict[str, Any], frames: int | None = None
+) -> Outcome:
+    """What became of a job that was done, or whose output was kept.
+
+    Args:
+        job: The job.
+        done: What its function returned.
+        about: The output in words.
+        facts: The same for a program.
+        frames: How many of them there are, to say how fast it was.
+    """
+    speed = "" if frames is None else f" ({frames / done.seconds:.1f} frames/s)"
+    line = (
+        f"{job.src} -> {job.dst}: {about}, {size_of(done.num_bytes)}, {done.seconds:.1f} s{speed}"
+    )
+    return Outcome(
+        status="skipped" if done.kept else "done",
+        line=f"{job.src}: kept {job.dst}, which exists" if done.kept else line,
+        facts={**facts, "file_bytes": done.num_bytes, "seconds": done.seconds},
+        warnings=getattr(done, "warnings", ()),
     )
 
 

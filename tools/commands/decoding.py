@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 
-from tools.commands.batch import Outcome, Update, planned, run_jobs
+from tools.commands.batch import Outcome, Update, finished, planned, run_jobs
 from tools.commands.loading import ByTokens
 from tools.commands.options import add_batch, add_model
 from tools.commands.planning import DECODED, Job, is_tokens, make_plan
-from tools.commands.reporting import Report, size_of
-from tools.commands.shaping import SHAPE, decode_job
+from tools.commands.reporting import Report
+from tools.commands.shaping import SHAPES, decode_job
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -20,14 +20,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="turn token files back into videos, images and 3D assets",
         description="Writes talk.decoded.mp4 for talk.omni.safetensors (a .png for a still, a .ply "
         "for a 3D asset), with the size, frames and frame times, or the position and scale, of the "
-        "source. A folder stands for all *.omni.safetensors in it and its subfolders.",
+        "source. AToken's tokens of a 3D asset become Gaussian splats. A folder stands for all "
+        "*.omni.safetensors in it and its subfolders.",
     )
     parser.add_argument("inputs", nargs="+", metavar="TOKENS", help="a token file or a folder")
     parser.add_argument(
         "-o",
         "--output",
         metavar="OUT",
-        help="a folder, or for one input a file (.ply, .obj, .stl and .glb for a 3D asset)",
+        help="a folder, or for one input a file (.ply, .obj, .stl and .glb for a 3D asset, .ply "
+        "for splats)",
     )
     parser.add_argument(
         "--resolution",
@@ -35,6 +37,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         metavar="N",
         default=128,
         help="lattice points on a side of a 3D asset's box (default: 128)",
+    )
+    parser.add_argument(
+        "--gaussians",
+        metavar="NAME|PATH",
+        default="atoken-gaussians",
+        help="weights that turn AToken's voxels into splats (default: atoken-gaussians)",
     )
     add_model(parser, None, "weights to decode with (default: those that made the tokens)")
     add_batch(parser)
@@ -51,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     def suffix(path: str) -> str:
         kind, frames = _source_kind(path)
-        return ".ply" if kind == SHAPE else decoded_suffix(kind, frames)
+        return ".ply" if kind in SHAPES else decoded_suffix(kind, frames)
 
     report = Report(json=args.json, quiet=args.quiet)
     plan = make_plan(
@@ -66,28 +74,15 @@ def run(args: argparse.Namespace) -> int:
     models = ByTokens(args)
 
     def work(job: Job, update: Update) -> Outcome:
-        tok = models.get(job.src)
         os.makedirs(os.path.dirname(os.path.abspath(job.dst)), exist_ok=True)
-        if _source_kind(job.src)[0] == SHAPE:
-            return decode_job(tok, job, args)
+        kind = _source_kind(job.src)[0]
+        if kind in SHAPES:
+            return decode_job(models, job, args, kind)
+        tok = models.get(job.src)
         done = detokenize_file(tok, job.src, job.dst, overwrite=args.overwrite, progress=update)
         frames, height, width = done.size
-        speed = f"{done.seconds:.1f} s ({frames / done.seconds:.1f} frames/s)"
-        line = (
-            f"{job.src} -> {job.dst}: {frames} frames of {width}x{height}, "
-            f"{size_of(done.num_bytes)}, {speed}"
-        )
-        return Outcome(
-            status="skipped" if done.kept else "done",
-            line=f"{job.src}: kept {job.dst}, which exists" if done.kept else line,
-            facts={
-                "num_frames": frames,
-                "height": height,
-                "width": width,
-                "file_bytes": done.num_bytes,
-                "seconds": done.seconds,
-            },
-        )
+        facts = {"num_frames": frames, "height": height, "width": width}
+        return finished(job, done, f"{frames} frames of {width}x{height}", facts, frames=frames)
 
     return run_jobs("decode", plan, work, report)
 

@@ -9,6 +9,7 @@ from tools.commands.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from omnitok import Tokenizer
+    from omnitok.interop.atoken_gaussians import GaussianDecoder
 
 
 def pick_device(name: str) -> str:
@@ -34,6 +35,11 @@ def load(name: str, args: argparse.Namespace) -> Tokenizer:
     Raises:
         UsageError: There is no such device, or there are no such weights.
     """
+    return _tokenizer(name, _load("--model", name, args))
+
+
+def _load(option: str, name: str, args: argparse.Namespace) -> object:
+    """Whatever the weights are of that an option names."""
     import torch
 
     import omnitok
@@ -42,10 +48,9 @@ def load(name: str, args: argparse.Namespace) -> Tokenizer:
 
     progress = (lambda *_: None) if getattr(args, "quiet", False) else Meter()
     try:
-        tok = omnitok.load(name, pick_device(args.device), getattr(torch, args.dtype), progress)
+        return omnitok.load(name, pick_device(args.device), getattr(torch, args.dtype), progress)
     except CheckpointError as error:
-        raise UsageError(f"--model {name}: {error}") from error
-    return _tokenizer(name, tok)
+        raise UsageError(f"{option} {name}: {error}") from error
 
 
 def _tokenizer(name: str, loaded: object) -> Tokenizer:
@@ -92,6 +97,7 @@ class ByTokens:
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
         self._loaded: dict[str, Tokenizer] = {}
+        self._gaussians: GaussianDecoder | None = None
 
     def get(self, path: str) -> Tokenizer:
         """The tokenizer for a token file; one given by --model is taken as it is.
@@ -119,6 +125,24 @@ class ByTokens:
             f"{path} was made by {info.name!r} with weights {info.weights_sha256[:12]}, which do "
             f"not ship with omnitok ({names}); give them with --model"
         )
+
+    def gaussians(self, name: str) -> GaussianDecoder:
+        """The decoder from AToken's voxels to Gaussians that --gaussians names.
+
+        Raises:
+            UsageError: It is not there, or is something else.
+        """
+        from omnitok.interop.atoken_gaussians import GaussianDecoder
+
+        if self._gaussians is None:
+            loaded = _load("--gaussians", name, self._args)
+            if not isinstance(loaded, GaussianDecoder):
+                raise UsageError(
+                    f"--gaussians {name}: these are weights of a {type(loaded).__name__}, not of a "
+                    "decoder of Gaussians such as atoken-gaussians"
+                )
+            self._gaussians = loaded
+        return self._gaussians
 
     def _load(self, name: str) -> Tokenizer:
         if name not in self._loaded:

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from tools.commands.batch import Outcome, planned
+from tools.commands.batch import Outcome, finished, planned
 from tools.commands.errors import DONE, InputError
 from tools.commands.planning import Job, is_shape
 from tools.commands.reporting import Report, columns, size_of
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from omnitok import Tokenizer
     from shapes import Mesh
     from shapes.compare import ShapeComparison
+    from shapes.files import ShapeResult
     from tools.commands.loading import ByTokens
 
-SHAPE = "shape"  # the kind of a source, in token files
+VOXELS = "voxels"
+SHAPES = ("shape", VOXELS)  # kinds of sources, in token files
 THRESHOLDS = (0.01, 0.02)
 
 
@@ -34,7 +36,7 @@ def planned_job(job: Job, overwrite: bool) -> Outcome:
 
     mesh = read(job.src)
     facts = {"num_vertices": len(mesh.vertices), "num_faces": len(mesh.faces)}
-    return planned(job, overwrite, describe(*facts.values()), facts)
+    return planned(job, overwrite, describe(facts), facts)
 
 
 def tokenize_job(tok: Tokenizer, job: Job, overwrite: bool) -> Outcome:
@@ -42,68 +44,62 @@ def tokenize_job(tok: Tokenizer, job: Job, overwrite: bool) -> Outcome:
     from shapes import tokenize_file
 
     done = tokenize_file(tok, job.src, job.dst, overwrite=overwrite)
-    line = (
-        f"{job.src} -> {job.dst}: {describe(done.num_vertices, done.num_faces)}, "
-        f"{done.num_tokens:,} tokens, {size_of(done.num_bytes)}, {done.seconds:.1f} s"
-    )
-    return Outcome(
-        status="skipped" if done.kept else "done",
-        line=f"{job.src}: kept {job.dst}, which exists" if done.kept else line,
-        facts={
-            "num_vertices": done.num_vertices,
-            "num_faces": done.num_faces,
-            "num_tokens": done.num_tokens,
-            "bits_per_token": done.bits_per_token,
-            "file_bytes": done.num_bytes,
-            "seconds": done.seconds,
-        },
-        warnings=done.warnings,
-    )
+    facts = {"num_tokens": done.num_tokens, "bits_per_token": done.bits_per_token}
+    about = f"{describe(counts(done))}, {done.num_tokens:,} tokens"
+    return finished(job, done, about, {**counts(done), **facts})
 
 
-def decode_job(tok: Tokenizer, job: Job, args: argparse.Namespace) -> Outcome:
-    """Decode the tokens of one 3D asset."""
-    from shapes import detokenize_file
+def decode_job(models: ByTokens, job: Job, args: argparse.Namespace, kind: str) -> Outcome:
+    """Decode the tokens of one 3D asset: planes to a mesh, voxels to splats."""
+    from shapes import detokenize_file, splats
 
+    if kind == VOXELS:
+        splats.check_name(job.dst)  # before any weights are fetched
     done = detokenize_file(
-        tok, job.src, job.dst, resolution=args.resolution, overwrite=args.overwrite
+        models.get(job.src),
+        job.src,
+        job.dst,
+        resolution=args.resolution,
+        gaussians=models.gaussians(args.gaussians) if kind == VOXELS else None,
+        overwrite=args.overwrite,
     )
-    line = (
-        f"{job.src} -> {job.dst}: {describe(done.num_vertices, done.num_faces)}, "
-        f"{size_of(done.num_bytes)}, {done.seconds:.1f} s"
-    )
-    return Outcome(
-        status="skipped" if done.kept else "done",
-        line=f"{job.src}: kept {job.dst}, which exists" if done.kept else line,
-        facts={
-            "num_vertices": done.num_vertices,
-            "num_faces": done.num_faces,
-            "file_bytes": done.num_bytes,
-            "seconds": done.seconds,
-        },
-    )
+    return finished(job, done, describe(counts(done)), counts(done))
 
 
-def describe(vertices: int, faces: int) -> str:
-    """The size of a mesh or cloud in words."""
-    return f"{faces:,} faces" if faces else f"{vertices:,} points"
+def counts(done: ShapeResult) -> dict[str, int]:
+    """What a mesh, a cloud or splats are made of."""
+    if done.num_gaussians:
+        return {"num_gaussians": done.num_gaussians}
+    return {"num_vertices": done.num_vertices, "num_faces": done.num_faces}
+
+
+def describe(counts: dict[str, int]) -> str:
+    """The same in words."""
+    if "num_gaussians" in counts:
+        return f"{counts['num_gaussians']:,} Gaussians"
+    faces = counts["num_faces"]
+    return f"{faces:,} faces" if faces else f"{counts['num_vertices']:,} points"
 
 
 def inspect_lines(data: dict[str, Any]) -> list[tuple[str, str]]:
     """What `omnitok inspect` says of a 3D asset instead of frames and rates."""
     place = data["placement"]
     middle = ", ".join(f"{x:.6g}" for x in place["offset"])
-    _, rows, columns_ = data["grid"]
+    side, rows, columns_ = data["grid"]
+    if (data["source"] or {}).get("kind") == VOXELS:
+        length = place["scale"]
+        tokens = f"{data['num_tokens']:,} {data['kind']}, one for each voxel of the surface"
+        tokens += f" ({side} x {rows} x {columns_} in all); they decode to Gaussian splats"
+    else:
+        length = 1.9 * place["scale"]
+        tokens = f"3 planes x {rows // 3} x {columns_} = {data['num_tokens']:,} {data['kind']}"
     lines = [
         (
             "shape",
-            f"longest side {place['scale'] * 1.9:.6g}, middle at ({middle}), "
+            f"longest side {length:.6g}, middle at ({middle}), "
             + ("with colours" if place["colors"] else "without colours"),
         ),
-        (
-            "tokens",
-            f"3 planes x {rows // 3} x {columns_} = {data['num_tokens']:,} {data['kind']}",
-        ),
+        ("tokens", tokens),
         ("bits", f"{data['bits_per_token']:.2f} per token"),
     ]
     if data["compression_of_source"]:

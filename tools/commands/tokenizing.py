@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from dataclasses import replace
 from typing import Any
 
-from tools.commands.batch import Outcome, Update, planned, run_jobs
+from tools.commands.batch import Outcome, Update, finished, planned, run_jobs
 from tools.commands.loading import load, outline
 from tools.commands.options import add_batch, add_model, rate, seconds, side
 from tools.commands.planning import TOKENS, Job, Plan, is_media, is_shape, make_plan
-from tools.commands.reporting import Report, size_of
+from tools.commands.reporting import Report
 from tools.commands.shaping import default_model, planned_job, tokenize_job
 
 
@@ -96,25 +97,15 @@ def _run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
             overwrite=args.overwrite,
             progress=update,
         )
-        speed = done.size[0] / done.seconds
-        line = (
-            f"{job.src} -> {job.dst}: {describe(done.size, done.num_tokens)}, "
-            f"{size_of(done.num_bytes)}, {done.seconds:.1f} s ({speed:.1f} frames/s)"
-        )
-        return Outcome(
-            status="skipped" if done.kept else "done",
-            line=f"{job.src}: kept {job.dst}, which exists" if done.kept else line,
-            facts={
-                **_facts(done.size, done.grid),
-                "bits_per_token": done.bits_per_token,
-                "bits_per_pixel": done.bits_per_pixel,
-                "file_bytes": done.num_bytes,
-                "seconds": done.seconds,
-                "has_audio": done.has_audio,
-            },
-            warnings=done.warnings,
-            has_audio=done.has_audio and not done.kept,
-        )
+        facts = {
+            **_facts(done.size, done.grid),
+            "bits_per_token": done.bits_per_token,
+            "bits_per_pixel": done.bits_per_pixel,
+            "has_audio": done.has_audio,
+        }
+        about = describe(done.size, done.num_tokens)
+        outcome = finished(job, done, about, facts, frames=done.size[0])
+        return replace(outcome, has_audio=done.has_audio and not done.kept)
 
     return run_jobs("tokenize", plan, work, report)
 
