@@ -80,8 +80,8 @@ def parts_of(tok: Tokenizer) -> PlaneParts:
     parts = getattr(tok.model, "planes", None)
     if parts is None:
         raise ShapesError(
-            f"the weights of {tok.config.name!r} carry no 3D stage; name weights that do with "
-            "--model (`omnitok models` lists them)"
+            f"the weights of {tok.config.name!r} carry no 3D stage of planes; name weights that "
+            "do with --model (`omnitok models` lists them)"
         )
     assert isinstance(parts, PlaneParts)
     return parts
