@@ -15,7 +15,7 @@ from omnitok.model import Autoencoder
 from omnitok.pixels import to_float, to_uint8
 from omnitok.train.config import ConfigError, DatasetConfig, TrainConfig, ValidationConfig
 from omnitok.train.network import Model, Network, build_model
-from omnitok.train.sampler import Item
+from omnitok.train.sampler import Item, SampleError
 from shapes.datasets import Prepared
 from shapes.items import find_shapes
 from video import VideoError, write
@@ -70,12 +70,24 @@ class Validator:
         self.shapes: dict[str, list[Prepared]] = {}
         planes = _planes_of(config)
         for name, wanted in config.validation.items():
-            if wanted.kind == "meshes":
-                if planes is not None:
-                    shapes = find_shapes(Path(wanted.data.path), planes)[: wanted.count]
-                    self.shapes[name] = [item.shape() for item in shapes]
-            elif clips := self._read(name, wanted):
-                self.sets[name] = clips
+            if wanted.kind != "meshes":
+                if clips := self._read(name, wanted):
+                    self.sets[name] = clips
+            elif planes is not None and (shapes := self._read_shapes(name, wanted, planes)):
+                self.shapes[name] = shapes
+
+    def _read_shapes(
+        self, name: str, wanted: ValidationConfig, planes: PlanesConfig
+    ) -> list[Prepared]:
+        shapes = []
+        for item in find_shapes(Path(wanted.data.path), planes)[: wanted.count]:
+            try:
+                shapes.append(item.shape())
+            except SampleError as error:
+                self.notes.append(f"validation {name}: passed over {item.name}: {error}")
+        if not shapes:
+            self.notes.append(f"no validation on {name}: {wanted.data.path} holds no meshes")
+        return shapes
 
     def _read(self, name: str, wanted: ValidationConfig) -> list[Tensor]:
         try:
@@ -83,14 +95,13 @@ class Validator:
         except ConfigError as error:
             self.notes.append(f"no validation on {name}: {error}")
             return []
-        frames, *size = wanted.size
-        if size[0] != size[1]:
-            raise ConfigError(f"validation {name}: size {wanted.size} must be square")
+        frames, side, _ = wanted.size
         clips = []
         for item in items[: wanted.count]:
             try:
-                numbers = torch.arange(min(frames, item.num_frames())).numpy()
-                clips.append(centre_clip(item.frames(numbers), frames, size[0]))
+                with item.here() as file:
+                    numbers = torch.arange(min(frames, file.num_frames())).numpy()
+                    clips.append(centre_clip(file.frames(numbers), frames, side))
             except (VideoError, OSError) as error:
                 self.notes.append(f"validation {name}: passed over {item.name}: {error}")
         if not clips:

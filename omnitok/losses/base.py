@@ -65,6 +65,7 @@ class LossInputs:
         quantized: What the bottleneck returned.
         features: [B, N, D] tokens of the encoder, for semantic losses.
         text: [B, E] embedding of each clip's caption.
+        captions: The caption of each clip, where there are no embeddings.
         last_layer: Weight of the last layer of the decoder, for adaptive weights.
         step: Of the stage, from 0.
         draws: Random numbers for the clips.
@@ -75,6 +76,7 @@ class LossInputs:
     quantized: Quantized | None = None
     features: Tensor | None = None
     text: Tensor | None = None
+    captions: list[str] | None = None
     last_layer: Tensor | None = None
     step: int = 0
     draws: Draws = field(default_factory=Draws)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,16 @@ from omnitok.losses import bottleneck, pixel
 from omnitok.losses.adversarial import Adversarial, AdversarialConfig, adaptive_factor
 from omnitok.losses.base import Loss, LossConfig, LossInputs
 from omnitok.losses.perceptual import LPIPS, Gram, PerceptualConfig
-from omnitok.losses.semantic import Contrastive, ContrastiveConfig, Distill, DistillConfig, Teacher
+from omnitok.losses.semantic import (
+    Contrastive,
+    ContrastiveConfig,
+    Distill,
+    DistillConfig,
+    Reader,
+    Teacher,
+)
 from omnitok.losses.trunk import Trunk, load_trunk
+from omnitok.token_facts import TokensError, conform
 
 _PERCEPTUAL: dict[str, Callable[[PerceptualConfig, Trunk], Loss]] = {"lpips": LPIPS, "gram": Gram}
 _LOSSES: dict[str, tuple[type[LossConfig], Callable[[Any], Loss]]] = {
@@ -26,7 +34,6 @@ _LOSSES: dict[str, tuple[type[LossConfig], Callable[[Any], Loss]]] = {
     "logit_laplace": (pixel.PixelConfig, pixel.logit_laplace_loss),
     "huber": (pixel.HuberConfig, pixel.huber),
     "charbonnier": (pixel.CharbonnierConfig, pixel.charbonnier_loss),
-    "contrastive": (ContrastiveConfig, Contrastive),
     "gan2d": (AdversarialConfig, partial(Adversarial, axes=2)),
     "gan3d": (AdversarialConfig, partial(Adversarial, axes=3)),
     "kl": (bottleneck.KLConfig, bottleneck.KL),
@@ -39,6 +46,7 @@ _LOSSES: dict[str, tuple[type[LossConfig], Callable[[Any], Loss]]] = {
 CONFIGS: dict[str, type[LossConfig]] = {
     **{name: config for name, (config, _) in _LOSSES.items()},
     **dict.fromkeys(_PERCEPTUAL, PerceptualConfig),
+    "contrastive": ContrastiveConfig,
     "distill": DistillConfig,
 }
 
@@ -126,8 +134,11 @@ def config_of(name: str, values: Mapping[str, Any]) -> LossConfig:
     for key in values:
         if key not in known:
             raise ValueError(f"loss {name!r} has no setting {key!r}; {_nearest(key, known)}")
+    hints = get_type_hints(kind)
     try:
-        return kind(**values)
+        return kind(**{key: conform(key, value, hints[key]) for key, value in values.items()})
+    except TokensError as error:
+        raise ValueError(f"loss {name!r}: {error}") from None
     except TypeError as error:
         raise ValueError(f"loss {name!r} cannot be built from {dict(values)}: {error}") from error
 
@@ -149,13 +160,17 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 def build(
-    losses: Mapping[str, LossConfig | Mapping[str, Any] | float], *, teacher: Teacher | None = None
+    losses: Mapping[str, LossConfig | Mapping[str, Any] | float],
+    *,
+    teacher: Teacher | None = None,
+    reader: Reader | None = None,
 ) -> LossSet:
     """Losses from their configs.
 
     Args:
         losses: Config of each loss, or its fields, or its weight alone, by name (see `CONFIGS`).
         teacher: Frozen image encoder for "distill": [N, 3, H, W] in [-1, 1] to [N, E].
+        reader: Frozen text encoder for captions that are no embeddings: N of them to [N, E].
 
     Raises:
         ValueError: A name or a setting is unknown, or there is no teacher to distill from.
@@ -178,7 +193,9 @@ def build(
         elif isinstance(config, DistillConfig):
             if teacher is None:
                 raise ValueError("loss 'distill' needs a teacher, a frozen image encoder")
-            built[name] = Distill(config, teacher)
+            built[name] = Distill(config, teacher, reader)
+        elif isinstance(config, ContrastiveConfig):
+            built[name] = Contrastive(config, reader)
         else:
             built[name] = _LOSSES[name][1](config)
     return LossSet(built)

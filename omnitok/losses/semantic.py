@@ -9,7 +9,7 @@ Shape suffixes: B clips, N tokens, D width of the tokens, E width of the embeddi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from omnitok.losses.base import Loss, LossConfig, LossInputs
 
 Teacher = Callable[[Tensor], Tensor]
+Reader = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -124,9 +125,10 @@ def all_texts(text_BE: Tensor) -> tuple[Tensor, int]:
 class _Semantic(Loss):
     config: SemanticConfig
 
-    def __init__(self, config: SemanticConfig) -> None:
+    def __init__(self, config: SemanticConfig, reader: Reader | None) -> None:
         super().__init__(config)
         self.head = nn.Linear(config.width, config.embedding)
+        self._reader = [reader]  # in a list: no part of this module, nor of a checkpoint
 
     def embed(self, inputs: LossInputs) -> Tensor:
         """[B, E] of the clips."""
@@ -140,9 +142,27 @@ class _Semantic(Loss):
 
     def captions(self, inputs: LossInputs) -> tuple[Tensor, int]:
         """[M, E] of all captions, and the number of our first."""
-        if inputs.text is None:
-            raise ValueError("this semantic loss needs an embedding of each clip's caption (text)")
-        return all_texts(inputs.text.float())
+        text = inputs.text
+        if text is None:
+            key = ("captions", id(self._reader[0]))
+            text = inputs.share(key, lambda: self._read(inputs.captions))
+        if text.shape[-1] != self.config.embedding:
+            raise ValueError(
+                f"captions have embeddings of {text.shape[-1]} numbers, but the loss is set to "
+                f"embedding={self.config.embedding}"
+            )
+        return all_texts(text.float())
+
+    def _read(self, captions: list[str] | None) -> Tensor:
+        """[B, E] of the text encoder."""
+        if captions is None:
+            raise ValueError("this semantic loss needs a caption of each clip, or its embedding")
+        if (reader := self._reader[0]) is None:
+            raise ValueError(
+                "captions are text, and there is no text encoder; give the loss `texts`, a folder "
+                "with a SigLIP or CLIP model for transformers, or give embeddings"
+            )
+        return reader(captions)
 
 
 class Distill(_Semantic):
@@ -151,13 +171,16 @@ class Distill(_Semantic):
     Args:
         config: Its config.
         teacher: [N, 3, H, W] in [-1, 1] to [N, E].
+        reader: Frozen text encoder, for "captions": N captions to [N, E].
     """
 
     config: DistillConfig
 
-    def __init__(self, config: DistillConfig, teacher: Teacher) -> None:
-        super().__init__(config)
-        self._teacher = [teacher]  # in a list: no part of this module, nor of a checkpoint
+    def __init__(
+        self, config: DistillConfig, teacher: Teacher, reader: Reader | None = None
+    ) -> None:
+        super().__init__(config, reader)
+        self._teacher = [teacher]
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """The mean over clips."""
@@ -176,12 +199,17 @@ class Distill(_Semantic):
 
 
 class Contrastive(_Semantic):
-    """Clips beside their captions, apart from all others."""
+    """Clips beside their captions, apart from all others.
+
+    Args:
+        config: Its config.
+        reader: Frozen text encoder: N captions to [N, E]; None if there are embeddings.
+    """
 
     config: ContrastiveConfig
 
-    def __init__(self, config: ContrastiveConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ContrastiveConfig, reader: Reader | None = None) -> None:
+        super().__init__(config, reader)
         self.log_scale = nn.Parameter(torch.tensor(math.log(config.scale)))
         self.bias = nn.Parameter(torch.tensor(config.bias))
 

@@ -1,4 +1,4 @@
-"""Frozen image encoders to distill from: folders as `transformers` saves them.
+"""Frozen encoders of images (to distill from) and of captions: folders that transformers saved.
 
 Shape suffixes: N pictures, C colours, H and W pixels, E width of the embedding.
 """
@@ -6,7 +6,9 @@ Shape suffixes: N pictures, C colours, H and W pixels, E width of the embedding.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,19 +33,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, folder: str | Path) -> None:
         super().__init__()
-        try:
-            from transformers import AutoModel  # noqa: PLC0415  (optional dependency, slow)
-        except ImportError as error:
-            raise ImportError(
-                f"reading {folder} needs transformers: pip install 'omnitok[llm]'"
-            ) from error
-        try:
-            model = AutoModel.from_pretrained(
-                str(folder), local_files_only=True, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).split("\n")[0]
-            raise CheckpointError(f"{folder} holds no model for transformers: {reason}") from error
+        model = _load(folder, "AutoModel", use_safetensors=True)
         self.tower = getattr(model, "vision_model", model).eval().requires_grad_(False)
         config = self.tower.config
         self.width: int = config.hidden_size
@@ -60,6 +50,65 @@ class ImageEncoder(nn.Module):
         result = self.tower(pixel_values=x.to(next(self.tower.parameters()).dtype))
         pooled: Tensor | None = getattr(result, "pooler_output", None)
         return result.last_hidden_state.mean(1) if pooled is None else pooled
+
+
+class TextEncoder(nn.Module):
+    """The text tower of a SigLIP or CLIP model, or the mean over the words of another; frozen.
+
+    Args:
+        folder: Holds a model and its tokenizer; nothing in it is run.
+
+    Attributes:
+        width: Channels of the embedding.
+
+    Raises:
+        CheckpointError: The folder holds no such model.
+        ImportError: `transformers` is not installed.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__()
+        self._words = _load(folder, "AutoTokenizer")
+        model = _load(folder, "AutoModel", use_safetensors=True)
+        self._paired = hasattr(model, "text_model")  # with images: trained on texts of one length
+        self.tower = getattr(model, "text_model", model).eval().requires_grad_(False)
+        self.width = self(["a"]).shape[1]
+
+    @torch.no_grad()
+    def forward(self, captions: Sequence[str]) -> Tensor:
+        """N captions to float32 [N, E]."""
+        words = self._words(
+            list(captions),
+            padding="max_length" if self._paired else True,
+            truncation=True,
+            max_length=self.tower.config.max_position_embeddings,
+            return_tensors="pt",
+        ).to(next(self.tower.parameters()).device)
+        if self._paired:  # padding is seen: SigLIP learned with it, and CLIP looks back alone
+            pooled: Tensor = self.tower(input_ids=words["input_ids"]).pooler_output
+            return pooled.float()
+        result = self.tower(**words)
+        mask = words["attention_mask"][..., None]
+        mean: Tensor = (result.last_hidden_state.float() * mask).sum(1) / mask.sum(1)
+        return mean
+
+
+def _load(folder: str | Path, kind: str, **settings: bool) -> Any:
+    """What a folder holds of a kind that `transformers` knows."""
+    try:
+        import transformers  # noqa: PLC0415  (optional dependency, slow)
+    except ImportError as error:
+        raise ImportError(
+            f"reading {folder} needs transformers: pip install 'omnitok[llm]'"
+        ) from error
+    try:
+        return getattr(transformers, kind).from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, **settings
+        )
+    except (OSError, ValueError, KeyError) as error:
+        what = "model" if kind == "AutoModel" else "tokenizer"
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(f"{folder} holds no {what} for transformers: {reason}") from error
 
 
 def _normalisation(folder: Path) -> tuple[list[float], list[float]]:

@@ -111,6 +111,8 @@ def load_trunk(path: str | Path) -> Trunk:
     Raises:
         CheckpointError: The file is missing, damaged, or holds another network.
     """
+    if not Path(path).exists():
+        raise CheckpointError(f"{path} does not exist; `python -m tools.feature_nets` makes it")
     metadata, tensors = read_tensors(path)
     name = metadata.get(NETWORK_KEY, "")
     if name not in TRUNKS:

@@ -57,6 +57,8 @@ class SourceConfig:
             raise ConfigError(
                 f"sizes={self.sizes} must be at least one (T, H, W) of positive sizes"
             )
+        if self.losses is not None and not self.losses:
+            raise ConfigError("losses is empty; name at least one, or leave it out")
         if self.batch < 1 or self.weight <= 0:
             raise ConfigError(f"batch={self.batch} and weight={self.weight} must be positive")
         if not 1 <= self.stride[0] <= self.stride[1]:
@@ -109,6 +111,12 @@ class OptimConfig:
             raise ConfigError(
                 f"decay_from={self.decay_from} must be in [0, 1] and ema={self.ema} in [0, 1)"
             )
+        if not all(0 <= beta < 1 for beta in self.betas) or self.weight_decay < 0:
+            raise ConfigError(
+                f"betas={self.betas} must be in [0, 1) and weight_decay={self.weight_decay} not "
+                "be negative"
+            )
+        check_numbers("lr_scale", self.lr_scale)
 
 
 @dataclass(kw_only=True)
@@ -159,8 +167,8 @@ class DatasetConfig:
 
     Attributes:
         path: A folder (searched through), a memory-mapped corpus, a webdataset .tar or a folder of
-            them, or a .csv or .parquet list with a column "path" and perhaps "weight" and
-            "embedding" (a .npy file of the caption).
+            them, or a .csv or .parquet list with a column "path" and perhaps "weight",
+            "embedding" and "caption" (`video.data.lists`).
         format: "auto", "folder", "corpus", "tar" or "list".
         part: "all"; or "train" or "val", which share the files: each file's name decides, about
             one in `1 / holdout` goes to "val".
@@ -175,6 +183,8 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         _choice("format", self.format, ("auto", "folder", "corpus", "tar", "list"))
         _choice("part", self.part, ("all", "train", "val"))
+        if not 0 < self.holdout < 1:
+            raise ConfigError(f"holdout={self.holdout} must be a share between 0 and 1")
 
 
 @dataclass(kw_only=True)
@@ -192,6 +202,14 @@ class ValidationConfig:
     kind: str
     size: tuple[int, int, int]
     count: int = 16
+
+    def __post_init__(self) -> None:
+        _choice("kind", self.kind, ("images", "videos", "meshes"))
+        if min(self.size) < 1 or self.size[1] != self.size[2] or self.count < 1:
+            raise ConfigError(
+                f"size={self.size} must be positive with H equal to W, and count={self.count} be "
+                "at least 1"
+            )
 
 
 @dataclass(kw_only=True)
@@ -248,6 +266,10 @@ class TrainConfig:
         if min(self.log_every, self.save_every, self.eval_every, self.keep) < 1 or self.workers < 0:
             raise ConfigError(
                 "log_every, save_every, eval_every and keep must be at least 1, workers at least 0"
+            )
+        if self.seed < 0 or (self.seconds is not None and self.seconds <= 0):
+            raise ConfigError(
+                f"seed={self.seed} must not be negative, and seconds={self.seconds} be above 0"
             )
 
     @property
@@ -331,6 +353,13 @@ def _value(value: Any, hint: Any, at: str) -> Any:
         return conform(at, dict(value) if isinstance(value, Mapping) else value, hint)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+def check_numbers(name: str, values: Mapping[str, Any]) -> None:
+    """Raise a ConfigError unless all values are numbers."""
+    for key, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{name}: {key!r} is {value!r}; expected a number")
 
 
 def _choice(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnitok.checkpoint import CheckpointError
 from omnitok.losses import LossSet
 from omnitok.losses.sharing import Draws
 from omnitok.train.config import ConfigError, TrainConfig, differences, from_dict
@@ -28,7 +30,7 @@ from omnitok.train.network import (
 )
 from omnitok.train.optim import Average, Optimizer, clip_gradients, schedule_of
 from omnitok.train.parallel import World, join, put, spread, whole
-from omnitok.train.sampler import Batch, Item, Sampler, load
+from omnitok.train.sampler import Batch, Item, SampleError, Sampler, load
 from omnitok.train.stages import StageModels
 from omnitok.train.state import Checkpoints, pack, unpack
 
@@ -48,11 +50,14 @@ class Hooks:
         on_broken: Gets (file, reason) once for every file that was passed over.
         validate: Gets the averaged model and the step; returns scores for the log. The first one
             decides which checkpoint is the best. One process is enough to have it.
+        stop: Whether to save and leave; asked after every step, or with every line of the log if
+            there are several processes.
     """
 
     on_step: Callable[[Values], None] | None = None
     on_broken: Callable[[str, str], None] | None = None
     validate: Callable[[Model, int], dict[str, float]] | None = None
+    stop: Callable[[], bool] | None = None
 
 
 class Trainer:
@@ -91,12 +96,18 @@ class Trainer:
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
         saved = self.checkpoints.load()
         if saved is None:
-            self._adopt(0, self.models.first())
+            self._adopt(0, self._first())
         else:
             self._resume(*saved)
         self.log = Log(self.out, self.step) if self.world.is_first else None
 
     # the model of a stage
+
+    def _first(self) -> Model:
+        try:
+            return self.models.first()
+        except CheckpointError as error:
+            raise ConfigError(f"start_from={self.config.start_from}: {error}") from error
 
     def _adopt(self, number: int, model: Model) -> None:
         """Make a model, equal on every process, the one that trains in a stage."""
@@ -125,6 +136,7 @@ class Trainer:
 
     def _enter(self, number: int) -> None:
         """Go from one stage to the next: new parts, what is frozen, moments kept."""
+        self.save()  # should the next one not be able to begin
         before = pack(self.model, self.optimizer, self.average)
         heads = self.optimizer.head_state()
         old = self.models.fresh(self.stage)
@@ -220,13 +232,14 @@ class Trainer:
         """Train to the end, or for about `seconds` of training in all.
 
         Raises:
-            TrainingError: A loss or gradient is not finite, or memory does not suffice.
+            TrainingError: A loss or gradient is not finite, memory does not suffice, files cannot
+                be read or written.
         """
         config = self.config
         limit = seconds if seconds is not None else config.seconds
         batches = load(self.sampler, self.sampler.first_of(self.step))
         try:
-            while self.step < config.steps and not self._spent(limit):
+            while self.step < config.steps and not self._over(limit):
                 stage = config.stage_at(self.step)[1]
                 begin = time.monotonic()
                 parts = [next(batches) for _ in range(stage.accumulate)]
@@ -237,17 +250,21 @@ class Trainer:
                 self._pending[-1][0].update(waited=round(waited, 4), seconds=round(self.seconds, 2))
                 self._after_step()
             self.save()
-        except (RuntimeError, MemoryError) as error:  # torch.OutOfMemoryError is the former
+        except (RuntimeError, MemoryError, OSError, ValueError) as error:
             if (known := self._sentence(error)) is None:
                 raise
             raise TrainingError(f"{known}; the run goes on from the last checkpoint") from error
         finally:
             if self.log is not None:
-                self.log.close()
+                with suppress(OSError):  # a full disk is told of above
+                    self.log.close()
 
-    def _spent(self, limit: float | None) -> bool:
-        """Whether the time is up, on any process."""
-        return limit is not None and self.world.any(self.seconds >= limit)
+    def _over(self, limit: float | None) -> bool:
+        """Whether the time is up, or somebody asks to stop, on any process."""
+        if self.world.size > 1 and self.step % self.config.log_every:
+            return False  # asking all of them makes all of them wait
+        late = limit is not None and self.seconds >= limit
+        return self.world.any(late or (self.hooks.stop is not None and self.hooks.stop()))
 
     def _sentence(self, error: Exception) -> str | None:
         text = (str(error).splitlines() or [""])[0]
@@ -257,8 +274,13 @@ class Trainer:
                 "accumulate, or set gradient_checkpointing or shard"
             )
         if "DataLoader worker" in text:
-            return f"a process that prepares batches died at step {self.step} ({text})"
-        return None
+            return (
+                f"a process that prepares batches died at step {self.step} ({text}); if memory ran "
+                "out, lower workers"
+            )
+        if isinstance(error, OSError) and error.strerror:
+            return f"{error.filename or self.out} cannot be used ({error.strerror})"
+        return str(error) if isinstance(error, SampleError | CheckpointError) else None
 
     def _after_step(self) -> None:
         config, step = self.config, self.step

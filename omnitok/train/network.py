@@ -16,13 +16,14 @@ from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
 from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from omnitok.losses import LossInputs, LossResult, LossSet, build
 from omnitok.losses.sharing import Draws
-from omnitok.losses.teachers import ImageEncoder
+from omnitok.losses.teachers import ImageEncoder, TextEncoder
 from omnitok.model import Autoencoder
 from omnitok.pixels import to_float
 from omnitok.planes import PlaneBatch
 from omnitok.presets import preset
 from omnitok.quantize import KL
-from omnitok.train.config import ConfigError, SourceConfig, StageConfig
+from omnitok.train.captions import CAPTIONED, captions_of
+from omnitok.train.config import ConfigError, SourceConfig, StageConfig, check_numbers
 from omnitok.train.sampler import Batch
 
 Model = Autoencoder | OmniTokenizerNet
@@ -152,13 +153,13 @@ class Objectives:
             for source in stage.mix:
                 losses = source.losses if source.losses is not None else stage.losses
                 if source.kind == "meshes":
+                    check_numbers(f"stage {stage.name!r}: losses of meshes", losses)
                     self._planes[repr(losses)] = losses
                 elif repr(losses) not in self.sets:
                     try:
-                        built = _build(losses)
-                    except ValueError as error:
+                        self.sets[repr(losses)] = _build(losses, device)
+                    except (ValueError, ImportError) as error:
                         raise ConfigError(f"stage {stage.name!r}: {error}") from error
-                    self.sets[repr(losses)] = built.to(device)
 
     def heads(self) -> list[nn.Parameter]:
         """What learns with the model."""
@@ -183,14 +184,27 @@ class Objectives:
             losses.load_state_dict(values)
 
 
-def _build(losses: Mapping[str, Any]) -> LossSet:
-    """Losses from {name: weight} or {name: settings}; "distill" also names its `teacher` folder."""
+def _build(losses: Mapping[str, Any], device: torch.device) -> LossSet:
+    """Losses from {name: weight} or {name: settings}.
+
+    Those settings may also name folders with models for transformers: "distill" its `teacher`, and
+    what looks at captions `texts`, an encoder of them.
+    """
     configs = {
         name: dict(value) if isinstance(value, Mapping) else {"weight": value}
         for name, value in losses.items()
     }
+    captions = captions_of(losses)
     folder = configs.get("distill", {}).pop("teacher", None)
-    return build(configs, teacher=None if folder is None else ImageEncoder(folder))
+    for name in CAPTIONED:
+        configs.get(name, {}).pop("texts", None)
+    return build(
+        configs,
+        teacher=None if folder is None else ImageEncoder(folder).to(device),
+        reader=None
+        if captions is None or captions.encoder is None
+        else TextEncoder(captions.encoder).to(device),
+    ).to(device)
 
 
 def run_batch(
@@ -217,7 +231,29 @@ def run_batch(
 
     Returns:
         The losses, and for clips what a discriminator looks at.
+
+    Raises:
+        ConfigError: The model cannot take the clips, or a loss not what the model returns.
     """
+    try:
+        return _run_batch(network, model, batch, losses, device, step, autocast, draws)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.tensors.items())
+        raise ConfigError(f"a batch of {batch.kind} ({shapes}) is of no use: {error}") from error
+
+
+def _run_batch(
+    network: nn.Module,
+    model: Model,
+    batch: Batch,
+    losses: LossSet | Mapping[str, float],
+    device: torch.device,
+    step: int,
+    autocast: bool,
+    draws: Draws | None,
+) -> tuple[LossResult, LossInputs | None]:
     if batch.kind == "meshes":
         planes = PlaneBatch(**batch.tensors).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
@@ -234,14 +270,15 @@ def run_batch(
         result, encoded = network(clips)
     text = batch.tensors.get("text")
     inputs = LossInputs(
-        result.recon,
-        clips,
-        result.quantized,
-        encoded,
-        None if text is None else text.to(device),
-        _last_layer(model, clips.shape[2]),
-        step,
-        draws or Draws(),
+        recon=result.recon,
+        target=clips,
+        quantized=result.quantized,
+        features=encoded,
+        text=None if text is None else text.to(device),
+        captions=batch.captions or None,
+        last_layer=_last_layer(model, clips.shape[2]),
+        step=step,
+        draws=draws or Draws(),
     )
     assert isinstance(losses, LossSet)
     return losses(inputs), inputs

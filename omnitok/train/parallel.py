@@ -44,6 +44,8 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether it holds on any process."""
+        if self.size == 1:
+            return flag
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
 
     def wait(self) -> None:

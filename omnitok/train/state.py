@@ -6,7 +6,13 @@ the one before. Tensors are whole, whatever number of processes saved them.
 
 from __future__ import annotations
 
+import os
+import pickle
+import platform
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +20,40 @@ import torch
 from torch import Tensor, nn
 
 from omnitok.checkpoint import replacing
+from omnitok.train.config import ConfigError
 from omnitok.train.optim import Average, Optimizer
 from omnitok.train.parallel import put, whole
 
 _NAME = re.compile(r"step-(\d+)\.pt")
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if it is missing, so that no second run writes into it meanwhile.
+
+    Raises:
+        ConfigError: It is a file, or another run is in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; choose a folder for the run")
+    folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield  # which has no such locks
+        return
+    import fcntl  # noqa: PLC0415
+
+    with open(folder / ".lock", "a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go if we are killed
+        except OSError:
+            file.seek(0)
+            raise ConfigError(
+                f"{folder} is in use by another run ({file.read() or 'unknown'}); stop that one or "
+                "choose another folder"
+            ) from None
+        file.truncate(0)
+        print(f"process {os.getpid()} on {platform.node()}", end="", file=file, flush=True)
+        yield
 
 
 class Checkpoints:
@@ -42,20 +78,38 @@ class Checkpoints:
         return self.folder / f"step-{step:07d}.pt"
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Write a checkpoint and drop those beyond `keep`."""
-        with replacing(self.path(step)) as temporary, open(temporary, "wb") as file:
-            torch.save(state, file)
+        """Write a checkpoint and drop those beyond `keep`.
+
+        Raises:
+            OSError: It cannot be written; those before are as they were.
+        """
+        try:
+            with replacing(self.path(step)) as temporary, open(temporary, "wb") as file:
+                torch.save(state, file)
+        except RuntimeError as error:  # torch's own, on top of what failed
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
         for old in self.steps()[self.keep :]:
             self.path(old).unlink()
 
     def load(self) -> tuple[int, dict[str, Any]] | None:
-        """The last checkpoint: its step and its state; None if there is none."""
+        """The last checkpoint: its step and its state; None if there is none.
+
+        Raises:
+            ConfigError: It is damaged.
+        """
         for stale in self.folder.glob(".*.tmp"):  # of a run that was killed
             stale.unlink()
         for step in self.steps()[:1]:
-            return step, torch.load(
-                self.path(step), map_location="cpu", weights_only=True, mmap=True
-            )
+            path = self.path(step)
+            try:
+                return step, torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                reason = (str(error).splitlines() or ["it ends too soon"])[0]
+                raise ConfigError(
+                    f"{path} is damaged ({reason}); remove it to go on from the one before"
+                ) from error
         return None
 
 

@@ -2,27 +2,30 @@
 
 A corpus folder holds `images.bin` (RGB photographs, HWC, back to back) and `videos.bin` (clips,
 THWC), each with a JSON list of what lies where; `python -m tools.corpus` makes one.
+
+Captions lie beside what they describe, under the same name: x.txt, or x.json with "caption", and
+their embeddings as x.npy; a list has columns "caption" and "embedding".
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from omnitok.train.config import ConfigError, DatasetConfig
 from video.data.crops import Pixels
 from video.data.items import ArrayItem, FileItem, PixelItem, TarItem
+from video.data.lists import read_list
 from video.images import SUFFIXES as IMAGES
 
 VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".wmv", ".gif")
+KINDS = ("images", "videos")
 Items = dict[str, list[PixelItem]]
 
 
@@ -34,17 +37,23 @@ def find_items(config: DatasetConfig) -> Items:
     """
     path, kind = Path(config.path), config.format
     if not path.exists():
-        raise ConfigError(f"data {config.path} does not exist; expected a folder, a tar or a list")
+        advice = "run: make corpus" if kind == "corpus" else "expected a folder, a tar or a list"
+        raise ConfigError(f"data {config.path} does not exist; {advice}")
     if kind == "auto":
         kind = _guess(path)
     finders = {"corpus": _corpus, "tar": _tars, "list": _listed, "folder": _folder}
     items = finders[kind](path)
     kept = {k: [i for i in v if _belongs(i.name, config)] for k, v in items.items()}
+    have = sum(map(len, items.values()))
+    if not have:
+        raise ConfigError(
+            f"data {config.path} holds no pictures or videos; expected a folder of them, a .tar, a "
+            ".csv or .parquet list, or another path"
+        )
     if not any(kept.values()):
-        have = sum(map(len, items.values()))
         raise ConfigError(
             f"data {config.path} holds {have} pictures and videos, and none in its part "
-            f"{config.part!r}; give more files or another path"
+            f"{config.part!r}; give more files or another holdout"
         )
     return kept
 
@@ -54,7 +63,7 @@ def _guess(path: Path) -> str:
         return "list"
     if path.suffix.lower() == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
         return "tar"
-    if (path / "images.json").exists() or (path / "videos.json").exists():
+    if any((path / f"{k}.json").exists() and (path / f"{k}.bin").exists() for k in KINDS):
         return "corpus"
     return "folder"
 
@@ -67,14 +76,21 @@ def _belongs(name: str, config: DatasetConfig) -> bool:
     return held_out == (config.part == "val")
 
 
-def _sort(files: Iterable[PixelItem]) -> Items:
-    items: Items = {"images": [], "videos": []}
+def _sort(files: Iterable[FileItem]) -> Items:
+    """Pictures and videos, each with the captions that lie beside it."""
+    items: Items = {kind: [] for kind in KINDS}
+    beside: dict[str, dict[str, FileItem]] = {suffix: {} for suffix in (".npy", ".txt", ".json")}
+    found: list[tuple[str, FileItem]] = []
     for file in files:
-        suffix = os.path.splitext(file.name)[1].lower()
-        if suffix in VIDEOS:
-            items["videos"].append(file)
-        elif suffix in IMAGES:
-            items["images"].append(file)
+        stem, suffix = os.path.splitext(file.name)
+        if suffix.lower() in beside:
+            beside[suffix.lower()][stem] = file
+        elif suffix.lower() in (*VIDEOS, *IMAGES):
+            found.append((stem, file))
+            items["videos" if suffix.lower() in VIDEOS else "images"].append(file)
+    for stem, file in found:
+        file.embedding = file.embedding or beside[".npy"].get(stem)
+        file.text = file.text or beside[".txt"].get(stem) or beside[".json"].get(stem)
     return items
 
 
@@ -92,14 +108,19 @@ def _walk(root: Path) -> Iterator[Path]:
 
 def _tars(path: Path) -> Items:
     archives = [path] if path.is_file() else sorted(path.glob("*.tar"))
-    files: list[PixelItem] = []
+    files: list[FileItem] = []
     for archive in archives:
         try:
             with tarfile.open(archive, "r:") as tar:
                 files += [
-                    TarItem(m.name, 1.0, None, str(archive), m.offset_data, m.size)
+                    TarItem(
+                        f"{archive}/{m.name}",
+                        archive=str(archive),
+                        offset=m.offset_data,
+                        size=m.size,
+                    )
                     for m in tar
-                    if m.isfile() and os.path.basename(m.name)[0] != "."
+                    if m.isfile() and os.path.basename(m.name)[:1] != "."
                 ]
         except (tarfile.TarError, OSError) as error:
             raise ConfigError(f"{archive} is no tar archive that can be read ({error})") from error
@@ -107,38 +128,12 @@ def _tars(path: Path) -> Items:
 
 
 def _listed(path: Path) -> Items:
-    rows = _parquet(path) if path.suffix.lower() == ".parquet" else _csv(path)
-    files: list[PixelItem] = []
-    for row in rows:
-        if not row.get("path"):
-            raise ConfigError(f"{path} has no column 'path' with a file in every row")
-        vector = row.get("embedding")
-        files.append(
-            FileItem(
-                str(path.parent / row["path"]),
-                float(row.get("weight") or 1),
-                str(path.parent / vector) if vector else None,
-            )
-        )
-    return _sort(files)
-
-
-def _csv(path: Path) -> list[dict[str, Any]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _parquet(path: Path) -> list[dict[str, Any]]:
-    try:
-        import pyarrow.parquet as parquet  # noqa: PLC0415 - an optional package
-    except ImportError:
-        raise ConfigError(f"{path}: reading parquet needs pyarrow; pip install pyarrow") from None
-    return parquet.read_table(path).to_pylist()  # type: ignore[no-any-return]
+    return _sort(read_list(path))
 
 
 def _corpus(root: Path) -> Items:
     items: Items = {}
-    for kind in ("images", "videos"):
+    for kind in KINDS:
         arrays = read_corpus(root, kind)
         items[kind] = [ArrayItem(f"{root / kind}#{n}", array) for n, array in enumerate(arrays)]
     return items
@@ -153,10 +148,16 @@ def read_corpus(root: str | Path, kind: str) -> list[Pixels]:
     index, data = Path(root) / f"{kind}.json", Path(root) / f"{kind}.bin"
     if not index.exists() or not data.exists():
         raise ConfigError(f"{root} has no {kind}.json and {kind}.bin; run: make corpus")
-    flat = np.memmap(data, dtype=np.uint8, mode="r")
-    items = []
-    for entry in json.loads(index.read_text()):
-        shape = (entry.get("frames", 1), entry["height"], entry["width"], 3)
-        start = entry["offset"]
-        items.append(flat[start : start + int(np.prod(shape))].reshape(shape))
+    try:
+        entries = json.loads(index.read_text())
+        flat = np.memmap(data, dtype=np.uint8, mode="r") if entries else np.zeros(0, np.uint8)
+        items = []
+        for entry in entries:
+            shape = (entry.get("frames", 1), entry["height"], entry["width"], 3)
+            start = entry["offset"]
+            items.append(flat[start : start + int(np.prod(shape))].reshape(shape))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{index} does not say what lies in {data} ({error}); run: make corpus"
+        ) from error
     return items

@@ -5,10 +5,14 @@ Shape suffixes: T frames, H and W pixels.
 
 from __future__ import annotations
 
+import io
+import json
 import os
-import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +42,11 @@ class PixelItem:
     name: str
     weight: float = 1.0
 
+    @contextmanager
+    def here(self) -> Iterator[PixelItem]:
+        """Itself, or a copy that frames can be read from."""
+        yield self
+
     def num_frames(self) -> int:
         """Length in frames."""
         raise NotImplementedError
@@ -53,8 +62,9 @@ class PixelItem:
     def sample(self, rng: Rng, source: SourceConfig, size: Size) -> dict[str, Tensor]:
         """A random crop of a random stretch: {"pixels": uint8 [3, T, H, W]}."""
         try:
-            clip = self._cut(rng, source, size)
-        except (VideoError, OSError, tarfile.TarError) as error:
+            with self.here() as item:
+                clip = item._cut(rng, source, size)
+        except (VideoError, OSError) as error:
             raise SampleError(str(error)) from error
         if rng.random() < 0.5:
             clip = clip[:, :, ::-1]
@@ -107,23 +117,30 @@ class FileItem(PixelItem):
     Attributes:
         name: The file.
         weight: How often to draw it, relative to the others.
-        embedding: A .npy file with the embedding of its caption.
+        embedding: Of its caption: a .npy file, or the numbers.
+        text: Its caption: a .txt or .json file, or the words.
     """
 
     name: str
     weight: float = 1.0
-    embedding: str | None = None
+    embedding: FileItem | list[float] | None = None
+    text: FileItem | str | None = None
 
-    def sample(self, rng: Rng, source: SourceConfig, size: Size) -> dict[str, Tensor]:
-        """A random crop, and the embedding of the caption if there is one."""
-        sample = super().sample(rng, source, size)
-        if self.embedding is not None:
-            try:
-                vector = np.load(self.embedding, allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise SampleError(f"{self.embedding} is no array ({error})") from error
-            sample["text"] = torch.from_numpy(vector).float()
-        return sample
+    def caption(self, form: str) -> Tensor | str:
+        """[E] float32 its "embedding", or its "text".
+
+        Raises:
+            SampleError: It cannot be read.
+        """
+        if form == "embedding":
+            assert self.embedding is not None
+            return read_embedding(self.embedding)
+        assert self.text is not None
+        return read_text(self.text)
+
+    def read(self) -> bytes:
+        """All bytes of the file."""
+        return Path(self.name).read_bytes()
 
     def num_frames(self) -> int:
         """Length in frames."""
@@ -153,14 +170,47 @@ class TarItem(FileItem):
     offset: int = 0
     size: int = 0
 
-    def sample(self, rng: Rng, source: SourceConfig, size: Size) -> dict[str, Tensor]:
-        """As of a file; the member is copied to a temporary one, since decoders seek."""
-        with tempfile.NamedTemporaryFile(suffix=os.path.splitext(self.name)[1]) as copy:
-            with open(self.archive, "rb") as archive:
-                archive.seek(self.offset)
-                copy.write(archive.read(self.size))
+    def read(self) -> bytes:
+        """All bytes of the member."""
+        with open(self.archive, "rb") as archive:
+            archive.seek(self.offset)
+            return archive.read(self.size)
+
+    @contextmanager
+    def here(self) -> Iterator[PixelItem]:
+        """The member as a temporary file, since decoders seek."""
+        suffix = os.path.splitext(self.name)[1]
+        with tempfile.NamedTemporaryFile(suffix=suffix) as copy:
+            copy.write(self.read())
             copy.flush()
             try:
-                return FileItem(copy.name).sample(rng, source, size)
-            except SampleError as error:
-                raise SampleError(str(error).replace(copy.name, self.name)) from error
+                yield FileItem(copy.name)
+            except (VideoError, OSError) as error:
+                raise VideoError(str(error).replace(copy.name, self.name)) from error
+
+
+def read_embedding(source: FileItem | list[float]) -> Tensor:
+    """[E] float32 from a .npy file, or from numbers."""
+    if not isinstance(source, FileItem):
+        return torch.tensor(source, dtype=torch.float32)
+    try:
+        vector = np.load(io.BytesIO(source.read()), allow_pickle=False)
+        return torch.from_numpy(vector).float()
+    except (OSError, ValueError, EOFError, TypeError) as error:
+        raise SampleError(f"{source.name} is no array of numbers ({error})") from error
+
+
+def read_text(source: FileItem | str) -> str:
+    """A caption from a .txt file, a .json file with "caption" or "text", or as it is."""
+    if not isinstance(source, FileItem):
+        return source
+    try:
+        text: Any = source.read().decode("utf-8")
+        if source.name.lower().endswith(".json"):
+            facts = json.loads(text)
+            text = facts.get("caption", facts.get("text")) if isinstance(facts, dict) else None
+    except (OSError, ValueError) as error:
+        raise SampleError(f"{source.name} is no text that can be read ({error})") from error
+    if not isinstance(text, str):
+        raise SampleError(f"{source.name} has no 'caption' or 'text' in words")
+    return text.strip()
