@@ -23,14 +23,23 @@ def exact(budget: float | int, total: int) -> int:
     Raises:
         ValueError: It is neither.
     """
-    if isinstance(budget, float) and 0 < budget <= 1:
-        return max(1, int(budget * total + 0.5))
-    if isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1:
-        return min(budget, total)
-    raise ValueError(
-        f"budget={budget!r}; expected a fraction of the {total} tokens as a float in (0, 1], or a "
-        "count as an int of 1 or more"
-    )
+    check_budget(budget)
+    return max(1, int(budget * total + 0.5)) if isinstance(budget, float) else min(budget, total)
+
+
+def check_budget(budget: object) -> None:
+    """Refuse what is no budget.
+
+    Raises:
+        ValueError: It is none.
+    """
+    share = isinstance(budget, float) and 0 < budget <= 1
+    count = isinstance(budget, int) and not isinstance(budget, bool) and budget >= 1
+    if not (share or count):
+        raise ValueError(
+            f"budget={budget!r}; expected a fraction of the tokens as a float in (0, 1], or a "
+            "count as an int of 1 or more"
+        )
 
 
 def evenly(total: int, parts: int) -> list[int]:

@@ -8,6 +8,7 @@ prompt loses the places of those that vanished, and the model is called with the
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from video.compress import METHODS, Plan, plan
+from video.compress.budget import check_budget
 from video.compress.registry import choices
 from video.llm.encode import Encoded, encode, encoder_arguments, has_pixels, ids_of
 from video.llm.forms import Form, base_of, form_of
@@ -55,7 +57,7 @@ class Report:
 def compact(
     model: nn.Module,
     method: str | Planner = "dycoke",
-    budget: float | int = 0.25,
+    budget: float | int | None = 0.25,
     *,
     positions: str = "keep",
     modalities: Sequence[str] = ("image", "video"),
@@ -66,14 +68,16 @@ def compact(
     """Give a model of `transformers` fewer visual tokens in every call of this block.
 
     `generate` and `forward` are called as always and return what they always do: sequences start
-    with the whole prompt. Logits of `forward` are those of the shorter prompt.
+    with the whole prompt. Logits of `forward` are those of the shorter prompt. Calls of `generate`
+    from several threads wait for each other.
 
     Args:
         model: A model for conditional generation; see `video.llm.FORMS` for the classes.
         method: A name of `video.compress.METHODS` (before the language model) or of
             `video.llm.INSIDE` (inside it), or a function of tokens [T, N, D] and the budget that
             returns a `Plan`.
-        budget: Share (float) or number (int) of each clip's tokens that stay; 1.0 for all.
+        budget: Share (float) or number (int) of each clip's tokens that stay; 1.0 for all. None for
+            what a method before the language model was published with.
         positions: "keep" leaves every token its place in the full prompt, so that distances in
             time and space stay; "renumber" counts what is left (not for multimodal rotary, where
             the position is the time).
@@ -99,7 +103,7 @@ def compact_call(
     model: Any,
     inputs: dict[str, Any],
     method: str | Planner = "dycoke",
-    budget: float | int = 0.25,
+    budget: float | int | None = 0.25,
     *,
     positions: str = "keep",
     modalities: Sequence[str] = ("image", "video"),
@@ -129,7 +133,7 @@ class Compact:
         self,
         model: Any,
         method: str | Planner,
-        budget: float | int,
+        budget: float | int | None,
         positions: str,
         modalities: Sequence[str],
         form: Form | None,
@@ -149,6 +153,9 @@ class Compact:
             raise ValueError(f"modalities hold {unknown[0]!r}; choose of 'image' and 'video'")
         if isinstance(method, str) and method not in METHODS and method not in INSIDE:
             raise KeyError(f"unknown method {method!r}; {choices(method, {*METHODS, *INSIDE})}")
+        if isinstance(method, str) and (budget is not None or method in INSIDE):
+            check_budget(budget)
+        self.lock = threading.RLock()
         self.model, self.method, self.budget = model, method, budget
         self.positions, self.modalities, self.options = positions, modalities, options
         known = METHODS.get(method) if isinstance(method, str) else None
@@ -165,10 +172,10 @@ class Compact:
         if isinstance(self._generate, Generate):
             raise ValueError("this model is compact already; leave the other block first")
         self._deltas = getattr(base_of(model), "rope_deltas", None)
-        model.generate = Generate(self)
-        self._hook = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         if self.inside is not None:
             self.inside.open()
+        model.generate = Generate(self)
+        self._hook = model.register_forward_pre_hook(self._before_forward, with_kwargs=True)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -188,7 +195,8 @@ class Compact:
         given = {**dict(zip(names, args, strict=False)), **inputs}
         if not has_pixels(given):
             return None
-        short, _, deltas = self.shorten(given, generating=False)
+        with self.lock:
+            short, _, deltas = self.shorten(given, generating=False)
         if self.form.mrope:
             base_of(model).rope_deltas = deltas  # where a loop by hand goes on
         return (), short
@@ -332,8 +340,10 @@ class Compact:
 
     def pad_id(self) -> int:
         """What fills places that are no part of a prompt."""
-        pad = getattr(self.model.generation_config, "pad_token_id", None)
-        return 0 if pad is None else int(pad)
+        config = self.model.generation_config
+        ids = (config.pad_token_id, config.eos_token_id, 0)
+        pad = next(i for i in ids if i is not None)
+        return int(pad[0] if isinstance(pad, list) else pad)
 
     def _now(self, x: Tensor) -> float:
         """Seconds on a steady clock, once the device has done its work if that is to be timed."""

@@ -149,7 +149,8 @@ def encode(
             )
         lengths = [len(item) for item in items]
         free_R = _free(model, form, rows_RD)
-        grids = _grids(model, form, modality, inputs, places, lengths)
+        free = [int(part.sum()) for part in torch.split(free_R, lengths)]
+        grids = _grids(model, form, modality, inputs, places, lengths, free)
         encoded[modality] = Encoded(
             rows=rows_RD,
             levels=[torch.cat(list(level)) for level in levels],
@@ -215,8 +216,12 @@ def _grids(
     inputs: dict[str, Any],
     places: Tensor,
     lengths: list[int],
+    free: list[int],
 ) -> list[tuple[int, Grid | None]]:
-    """Rows of each clip, one after another, and its grid; None for tokens of no regular grid."""
+    """Rows of each clip, one after another, and its grid; None for tokens of no regular grid.
+
+    Of the `lengths` of the items, `free` are no separators.
+    """
     if form.mrope:
         merge = base_of(model).visual.spatial_merge_size
         sizes = inputs[f"{modality}_grid_thw"].tolist()
@@ -226,7 +231,10 @@ def _grids(
     if modality == "image":
         return [(length, None) for length in lengths]
     frames = inputs[PIXELS[modality][0]].shape[1]
-    return [(length, _frames(frames, length // frames)) for length in lengths]
+    return [
+        (length, _frames(frames, tokens // frames))
+        for length, tokens in zip(lengths, free, strict=True)
+    ]
 
 
 def _runs(places: Tensor) -> list[tuple[int, Grid | None]]:

@@ -122,9 +122,9 @@ class Inside:
 
     def open(self) -> None:
         """Put the hooks on."""
-        text = text_of(self.model)
+        text, layers = text_of(self.model), layers_of(self.model)
         self._handles = [text.register_forward_pre_hook(self._take_levels, with_kwargs=True)]
-        for number, layer in enumerate(layers_of(self.model)):
+        for number, layer in enumerate(layers):
             before, after = _Before(self, number), _After(self, number)
             self._handles += [
                 layer.register_forward_pre_hook(before, with_kwargs=True),
@@ -156,6 +156,12 @@ class Inside:
                 patch[tokens.places[clip.rows, 0], tokens.places[clip.rows, 1]] = place
                 first += h * w
         self._pending = self._batch = patch, words
+
+    @property
+    def uneven(self) -> bool:
+        """Whether the prompts of the batch have unequal numbers of visual tokens that may go."""
+        counts = (self._batch[0] >= 0).sum(1)
+        return bool((counts != counts[0]).any())
 
     def only(self, sample: int, places: Tensor) -> None:
         """Expect a single prompt of the batch, at [L] bool `places` of it."""

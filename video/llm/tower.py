@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor
 from video.llm.forms import base_of
 
 NAME = "omnitok_watched"
+_LOCK = threading.RLock()  # the names of kinds of attention are the same for all models
 _DEPTH = 2  # the last layers that are watched: that before the last ranks, unless it sees windows
 
 
@@ -37,14 +39,20 @@ def tower_of(model: Any) -> Any:
 class Watch:
     """Attention of the last layers of a tower.
 
+    Args:
+        tower: The vision tower.
+        eager: Whether it attends by its own code, and not by PyTorch's kernels.
+
     Attributes:
         frames: For each watched layer, [n, n] of every sequence it saw, the mean over heads.
     """
 
-    def __init__(self, tower: Any) -> None:
+    def __init__(self, tower: Any, eager: bool) -> None:
         modules = [m for m in tower.modules() if type(m).__name__.endswith("Attention")]
         sdpa = importlib.import_module("transformers.integrations.sdpa_attention")
         self._attend = sdpa.sdpa_attention_forward
+        if eager:
+            self._attend = sys.modules[type(modules[-1]).__module__].eager_attention_forward
         self.frames: dict[int, list[Tensor]] = {id(m): [] for m in modules[-_DEPTH:]}
 
     def __call__(
@@ -59,15 +67,21 @@ class Watch:
         """Attend as always, and note what was attended to."""
         if id(module) in self.frames:
             scale = options.get("scaling") or query.shape[-1] ** -0.5
-            for b, (q, k) in enumerate(zip(query, key, strict=True)):  # one frame at a time
-                logits = q.float() @ k.float().transpose(1, 2) * scale
-                if attention_mask is not None:
-                    mask = attention_mask[min(b, len(attention_mask) - 1)]
-                    if mask.dtype == torch.bool:
-                        mask = torch.zeros(mask.shape).to(q).masked_fill(~mask, -torch.inf)
-                    logits = logits + mask
-                self.frames[id(module)].append(logits.softmax(-1).mean(0).detach())
+            self._note(self.frames[id(module)], query, key, attention_mask, scale)
         return self._attend(module, query, key, value, attention_mask, **options)
+
+    @torch.no_grad()  # checkpoints of gradients run without a watch, and must save as much
+    def _note(
+        self, frames: list[Tensor], query: Tensor, key: Tensor, masks: Tensor | None, scale: float
+    ) -> None:
+        for b, (q, k) in enumerate(zip(query, key, strict=True)):  # one frame at a time
+            logits = q.float() @ k.float().transpose(1, 2) * scale
+            if masks is not None:
+                mask = masks[min(b, len(masks) - 1)]
+                if mask.dtype == torch.bool:
+                    mask = torch.zeros(mask.shape).to(q).masked_fill(~mask, -torch.inf)
+                logits = logits + mask
+            frames.append(logits.softmax(-1).mean(0))
 
     def of(self, sizes: list[int]) -> list[Tensor]:
         """[n, n] of each frame.
@@ -91,15 +105,18 @@ def watched(model: Any) -> Iterator[Watch]:
     transformers = importlib.import_module("transformers")
     masks = importlib.import_module("transformers.masking_utils")
     tower = tower_of(model)
-    watch = Watch(tower)
-    before = tower.config._attn_implementation
-    transformers.AttentionInterface.register(NAME, watch)
-    transformers.AttentionMaskInterface.register(NAME, masks.sdpa_mask)
-    tower.config._attn_implementation = NAME
-    try:
-        yield watch
-    finally:
-        tower.config._attn_implementation = before
+    with _LOCK:
+        before = tower.config._attn_implementation
+        eager = before == "eager"
+        watch = Watch(tower, eager)
+        transformers.AttentionInterface.register(NAME, watch)
+        mask = masks.eager_mask if eager else masks.sdpa_mask
+        transformers.AttentionMaskInterface.register(NAME, mask)
+        tower.config._attn_implementation = NAME
+        try:
+            yield watch
+        finally:
+            tower.config._attn_implementation = before
 
 
 def of_tokens(
