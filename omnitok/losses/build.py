@@ -192,7 +192,10 @@ def build(
             built[name] = _PERCEPTUAL[name](config, trunks[config.network])
         elif isinstance(config, DistillConfig):
             if teacher is None:
-                raise ValueError("loss 'distill' needs a teacher, a frozen image encoder")
+                raise ValueError(
+                    "loss 'distill' needs a teacher, a frozen image encoder; name its folder as "
+                    "`teacher`"
+                )
             built[name] = Distill(config, teacher, reader)
         elif isinstance(config, ContrastiveConfig):
             built[name] = Contrastive(config, reader)

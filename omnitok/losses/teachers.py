@@ -101,6 +101,8 @@ def _load(folder: str | Path, kind: str, **settings: bool) -> Any:
         raise ImportError(
             f"reading {folder} needs transformers: pip install 'omnitok[llm]'"
         ) from error
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"{folder} is no folder; expected a model saved for transformers")
     try:
         return getattr(transformers, kind).from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False, **settings

@@ -267,10 +267,10 @@ class TrainConfig:
             raise ConfigError(
                 "log_every, save_every, eval_every and keep must be at least 1, workers at least 0"
             )
-        if self.seed < 0 or (self.seconds is not None and self.seconds <= 0):
-            raise ConfigError(
-                f"seed={self.seed} must not be negative, and seconds={self.seconds} be above 0"
-            )
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} must not be negative")
+        if self.seconds is not None and self.seconds <= 0:
+            raise ConfigError(f"seconds={self.seconds} must be above 0")
 
     @property
     def steps(self) -> int:

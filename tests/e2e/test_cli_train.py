@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 import omnitok
+from omnitok.train.loop import Trainer
 from omnitok.train.network import build_model
 from tools.cli import main
 from tools.train_config import CONFIGS, read_config
@@ -93,9 +95,13 @@ def test_a_dry_run_prints_a_plan_and_writes_nothing(photos, tmp_path, capsys):
     ("settings", "words"),
     [
         (["curriculum=tinykl"], "did you mean 'tiny-kl'"),
+        (["curiculum=tiny-kl"], "unknown key 'curiculum'; did you mean 'curriculum'"),
         (["optim.lrr=1"], "did you mean 'lr'"),
         (["optim.lr=quick"], "expected float"),
-        (["data=/no/such/folder"], "choose one of"),
+        (["data=/no/such/folder"], "the path of a folder, a .tar or a list that exists"),
+        (["stages.9.steps=3"], "list index out of range"),
+        (["--device", "cudaa"], "no device 'cudaa'"),
+        (["--configs", "/no/such/folder"], "--configs /no/such/folder is no folder"),
         (["stages.0.mix.0.data=[other]"], "'other', which is not among"),
         (["stages.0.losses={rmsee: 1}"], "did you mean 'rmse'"),
         (["model.quantizer={kind: nothing, dim: 3}"], "nothing"),
@@ -115,7 +121,47 @@ def test_a_mistake_gets_one_sentence_and_writes_nothing(photos, tmp_path, capsys
 def test_an_empty_folder_is_named(tmp_path, capsys):
     (tmp_path / "none").mkdir()
     assert train(f"data={tmp_path / 'none'}", "-o", tmp_path / "run") == 2
-    assert "holds 0 pictures and videos" in capsys.readouterr().err
+    assert "holds no pictures or videos" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(photos, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    settings = ("curriculum=tiny-kl", f"data={photos}", *QUICK, "-o", out, "--json")
+    step = Trainer.train_step
+
+    def interrupted(self, batches):
+        step(self, batches)
+        if self.step == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    assert train(*settings) == 128 + signal.SIGINT
+    result = json.loads(capsys.readouterr().out)
+    assert (result["steps"], result["stopped"]) == (2, True)
+    monkeypatch.undo()
+    assert train(*settings) == 0
+    printed = capsys.readouterr()
+    assert "going on at step 2 of 5" in printed.err
+    assert not json.loads(printed.out)["stopped"]
+
+
+def test_what_stops_a_run_is_one_sentence_also_as_json(photos, tmp_path, capsys, monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    settings = ("curriculum=tiny-kl", f"data={photos}", *QUICK, "-o", tmp_path / "run", "--json")
+    assert train(*settings) == 3
+    result = json.loads(capsys.readouterr().out)
+    assert "lower batch" in result["error"]
+    assert "goes on from the last checkpoint" in result["error"]
+
+
+def test_a_run_cannot_be_put_into_a_file(photos, tmp_path, capsys):
+    (tmp_path / "run").write_text("mine")
+    assert train("curriculum=tiny-kl", f"data={photos}", *QUICK, "-o", tmp_path / "run") == 2
+    assert "is a file; choose a folder for the run" in capsys.readouterr().err
+    assert (tmp_path / "run").read_text() == "mine"
 
 
 CURRICULA = sorted(path.stem for path in (CONFIGS / "curriculum").glob("*.yaml"))
