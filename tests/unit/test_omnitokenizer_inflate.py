@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from small_runs import corpus, run_dict  # noqa: F401 - a fixture
+from small_networks import save_network
+from small_runs import corpus, run_dict, write_corpus  # noqa: F401 - a fixture
 
 import omnitok
 from omnitok.checkpoint import CheckpointError
@@ -13,8 +14,7 @@ from omnitok.train.config import INFLATIONS, ConfigError, TrainConfig, from_dict
 from omnitok.train.loop import Trainer
 from omnitok.train.transition import move_over
 from tests.omnitokenizer_files import save_omnitokenizer
-from tools.train_config import read_config
-from tools.train_plan import plan_lines, plan_run
+from tools.cli import main
 
 # ruff: noqa: F811 - tests take the fixture by its name
 
@@ -140,13 +140,20 @@ def test_what_cannot_be_inflated_is_one_sentence(corpus, tmp_path):
         Trainer(from_dict(TrainConfig, values), tmp_path / "b", {"": corpus})
 
 
-def test_a_dry_run_tells_of_it(corpus):
-    plan = plan_run(from_dict(TrainConfig, run_of()), {"": corpus})
-    assert [stage["inflate"] for stage in plan["stages"]] == [None, "average"]
-    (line,) = [line for line in plan_lines(plan) if "still ones" in line]
-    assert "'average'; images come back as before" in line
-    shipped = read_config(["curriculum=omnitokenizer", "model=omnitokenizer"])
-    assert [stage.inflate for stage in shipped.stages] == [None, "average", None]
+def test_a_dry_run_of_the_published_recipe_tells_of_it(tmp_path, capsys):
+    network = save_network(tmp_path, "lpips-alex")
+    settings = [f"model.{name}={SHAPE[name]}" for name in ("width", "head_width", "temporal_depth")]
+    for part, frames in (("0.mix.0", 1), ("1.mix.0", 5), ("1.mix.1", 1), ("2.mix.0", 5)):
+        settings += [f"stages.{part}.batch=1", f"stages.{part}.sizes=[[{frames},64,64]]"]
+    for part in ("0", "1", "1.mix.1", "2", "2.mix.1"):
+        settings.append(f"stages.{part}.losses.lpips.network={network}")
+    settings += ["stages.2.mix.1.batch=1", "stages.2.mix.1.sizes=[[1,64,64]]", "workers=0"]
+    data = f"data.all.path={write_corpus(tmp_path)}"
+    words = ("train", "curriculum=omnitokenizer", "model=omnitokenizer", *settings, data)
+    assert main([*words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (told,) = [n for n, line in enumerate(lines) if "weights of still ones, 'average'" in line]
+    assert lines[told - 1].startswith("stage 'images and video'")
 
 
 def test_a_run_that_began_before_there_was_inflation_goes_on(corpus, tmp_path):
