@@ -6,13 +6,13 @@ import torch
 from safetensors.torch import save_file
 
 from omnitok.losses import trunk
-from omnitok.metrics import features
+from omnitok.metrics.features import MOBILENET
 
 
 def save_network(folder: Path, name: str) -> Path:
     """Write `name` ("lpips-alex", "lpips-vgg" or "mobilenet-v2") as the fetching tool would."""
     random = torch.Generator().manual_seed(0)
-    wanted = features.shapes() if name == features.NAME else trunk.shapes(name)
+    wanted = MOBILENET.shapes() if name == MOBILENET.name else trunk.shapes(name)
     tensors = {}
     for key, shape in wanted.items():
         fan = torch.Size(shape[1:]).numel() if len(shape) > 1 else 1

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from omnitok.checkpoint import CheckpointError
-from omnitok.metrics.features import MobileNetV2, cut, load_mobilenet
+from omnitok.metrics.features import cut, load_mobilenet
+from omnitok.metrics.mobile_net import MobileNet
 from tools.feature_nets import folder
-from tools.judge_efficientnet import EfficientNetLite0, load_efficientnet
+from tools.judge_efficientnet import load_efficientnet
 from tools.judges import AbsentError, Column, Once, percent
 
 AT_ONCE = 32  # frames
@@ -32,9 +33,7 @@ class SameLabel:
     columns: tuple[Column, ...]
     empty = "no label"  # never shown: a classifier always finds one
 
-    def __init__(
-        self, load: Callable[[Path], MobileNetV2 | EfficientNetLite0], file: str, device: str
-    ) -> None:
+    def __init__(self, load: Callable[[Path], MobileNet], file: str, device: str) -> None:
         try:
             network = load(folder() / file)
         except CheckpointError as error:

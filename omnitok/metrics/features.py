@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from omnitok.checkpoint import CheckpointError, hash_weights, read_tensors
-from omnitok.losses.trunk import NETWORK_KEY
+from omnitok.metrics.mobile_net import (
+    WIDTH,
+    Convolution,
+    MobileNet,
+    MobileNetConfig,
+    load_network,
+)
 
-NAME = "mobilenet-v2"
-WIDTH = 1280
+CROP_SIDE, WHOLE_SIDE = 128, 224  # pixels that crops and whole pictures are scaled to
 _BLOCKS = (  # expansion, channels, repeats, stride of the first
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -30,28 +33,6 @@ _BLOCKS = (  # expansion, channels, repeats, stride of the first
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of pixels in [0, 1]
-CROP_SIDE, WHOLE_SIDE = 128, 224  # pixels that crops and whole pictures are scaled to
-
-
-class Convolution(NamedTuple):
-    """One convolution and the batch norm after it.
-
-    Attributes:
-        name: Of the convolution in the file.
-        norm: Of the batch norm.
-        shape: Of the weight.
-        stride: In pixels.
-        starts: Whether a block starts with it.
-        ends: Whether a block ends with it, without an activation.
-    """
-
-    name: str
-    norm: str
-    shape: tuple[int, int, int, int]
-    stride: int = 1
-    starts: bool = False
-    ends: bool = False
 
 
 def _convolutions() -> Iterator[Convolution]:
@@ -74,83 +55,20 @@ def _convolutions() -> Iterator[Convolution]:
     yield Convolution(f"features.{number}.0", f"features.{number}.1", (WIDTH, before, 1, 1))
 
 
-def shapes() -> dict[str, tuple[int, ...]]:
-    """Name and shape of the tensors in the file of the network."""
-    wanted: dict[str, tuple[int, ...]] = {
-        "classifier.1.weight": (1000, WIDTH),
-        "classifier.1.bias": (1000,),
-    }
-    for conv in _convolutions():
-        wanted[f"{conv.name}.weight"] = conv.shape
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            wanted[f"{conv.norm}.{part}"] = conv.shape[:1]
-    return wanted
+MOBILENET = MobileNetConfig(
+    name="mobilenet-v2",
+    convolutions=tuple(_convolutions()),
+    classes="classifier.1",
+    epsilon=1e-5,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    centred=True,
+)
 
 
-class MobileNetV2(nn.Module):
-    """The network with its batch norms folded into the convolutions; frozen.
-
-    Attributes:
-        sha256: Hash of the weights (see `omnitok.checkpoint.hash_weights`).
-    """
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.sha256 = hash_weights(tensors)
-        self._plan = list(_convolutions())
-        for number, conv in enumerate(self._plan):
-            norm = {part: tensors[f"{conv.norm}.{part}"] for part in ("weight", "bias")}
-            mean, var = (tensors[f"{conv.norm}.running_{part}"] for part in ("mean", "var"))
-            scale = norm["weight"] / (var + 1e-5).sqrt()
-            weight = tensors[f"{conv.name}.weight"] * scale[:, None, None, None]
-            self._keep(f"weight_{number}", weight.contiguous(memory_format=torch.channels_last))
-            self._keep(f"bias_{number}", norm["bias"] - mean * scale)
-        for part in ("weight", "bias"):
-            self._keep(f"classes_{part}", tensors[f"classifier.1.{part}"])
-        for key, values in (("mean", _MEAN), ("std", _STD)):
-            self._keep(key, torch.tensor(values)[:, None, None])
-
-    def _keep(self, name: str, tensor: Tensor) -> None:
-        self.register_buffer(name, tensor, persistent=False)
-
-    @torch.no_grad()
-    def forward(self, x_NCHW: Tensor) -> Tensor:
-        """[N, 3, H, W] in [-1, 1] to [N, 1280] float32 features."""
-        with torch.autocast(x_NCHW.device.type, enabled=False):
-            x = ((x_NCHW.float() + 1) / 2 - self.get_buffer("mean")) / self.get_buffer("std")
-            x = start = x.contiguous(memory_format=torch.channels_last)
-            for number, conv in enumerate(self._plan):
-                start = x if conv.starts else start
-                weight, bias = (self.get_buffer(f"{part}_{number}") for part in ("weight", "bias"))
-                groups, edge = x.shape[1] // conv.shape[1], conv.shape[-1] // 2
-                x = F.conv2d(x, weight, bias, conv.stride, edge, groups=groups)
-                if not conv.ends:
-                    x = F.relu6(x)
-                elif x.shape == start.shape:
-                    x = x + start
-            return x.mean((2, 3))
-
-    def classify(self, features_ND: Tensor) -> Tensor:
-        """[N, 1000] logits of the ImageNet classes."""
-        weight = self.get_buffer("classes_weight")
-        return F.linear(features_ND, weight, self.get_buffer("classes_bias"))
-
-
-def load_mobilenet(path: str | Path) -> MobileNetV2:
-    """The network in a file that `python -m tools.feature_nets` made.
-
-    Raises:
-        CheckpointError: The file is missing, damaged, or holds another network.
-    """
-    metadata, tensors = read_tensors(path)
-    if metadata.get(NETWORK_KEY) != NAME:
-        raise CheckpointError(
-            f"{path} holds network {metadata.get(NETWORK_KEY)!r}, expected {NAME!r}; make it with "
-            "`python -m tools.feature_nets`"
-        )
-    if {key: tuple(tensor.shape) for key, tensor in tensors.items()} != shapes():
-        raise CheckpointError(f"{path} does not hold the tensors of {NAME}; make it again")
-    return MobileNetV2(tensors)
+def load_mobilenet(path: str | Path) -> MobileNet:
+    """See `omnitok.metrics.mobile_net.load_network`."""
+    return load_network(path, MOBILENET)
 
 
 def cut(frames_TCHW: Tensor, crops: int) -> Tensor:
@@ -185,7 +103,7 @@ def cut(frames_TCHW: Tensor, crops: int) -> Tensor:
     return torch.stack(scaled)
 
 
-def clip_features(network: MobileNetV2, frames_TCHW: Tensor, crops: int) -> tuple[Tensor, Tensor]:
+def clip_features(network: MobileNet, frames_TCHW: Tensor, crops: int) -> tuple[Tensor, Tensor]:
     """Features of a clip's pictures, and of the clip as a whole.
 
     Args:

@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from omnitok.checkpoint import CheckpointError
 from omnitok.losses.trunk import NETWORK_KEY
-from tools import judge_efficientnet, judge_faces, judge_labels
-from tools.judge_efficientnet import EfficientNetLite0, load_efficientnet
+from omnitok.metrics.mobile_net import MobileNet
+from tools import judge_faces, judge_labels
+from tools.judge_efficientnet import EFFICIENTNET, load_efficientnet
 from tools.judge_faces import SameFace
 from tools.judge_labels import EfficientNetLabel, MobileNetLabel
 from tools.judge_text import LOOKS, ReadText
@@ -75,7 +76,7 @@ def test_labels_that_stay_are_counted(monkeypatch, kind, load):
 
 def random_efficientnet() -> dict[str, torch.Tensor]:
     random, tensors = torch.Generator().manual_seed(0), {}
-    for key, shape in judge_efficientnet.shapes().items():
+    for key, shape in EFFICIENTNET.shapes().items():
         x = torch.randn(shape, generator=random)
         if len(shape) > 1:
             tensors[key] = x * (2 / torch.Size(shape[1:]).numel()) ** 0.5
@@ -107,7 +108,7 @@ def test_efficientnet_is_the_plain_reading_of_its_table():
         x = layer(x, f"{at}._project_conv", f"{at}._bn2")
         x = x + start if number in joined else x
     features = layer(x, "_conv_head", "_bn1").clamp(0, 6).mean((2, 3))
-    network = EfficientNetLite0(tensors)
+    network = MobileNet(EFFICIENTNET, tensors)
     found = network(2 * frames - 1)
     assert (found - features).norm() < 1e-4 * features.norm()
     wanted = F.linear(found, tensors["_fc.weight"], tensors["_fc.bias"])
@@ -121,7 +122,7 @@ def test_a_file_that_is_no_efficientnet_is_refused(tmp_path):
         with pytest.raises(CheckpointError, match=why):
             load_efficientnet(path)
     save_file(random_efficientnet(), path, {NETWORK_KEY: "efficientnet-lite0"})
-    assert isinstance(load_efficientnet(path), EfficientNetLite0)
+    assert isinstance(load_efficientnet(path), MobileNet)
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from omnitok.losses.trunk import Trunk
     from omnitok.metrics.codebook import CodebookStats
-    from omnitok.metrics.features import MobileNetV2
+    from omnitok.metrics.mobile_net import MobileNet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class Networks:
         self.notes: list[str] = []
         self.facts: dict[str, str] = {}
         self.trunk: Trunk | None = None
-        self.mobilenet: MobileNetV2 | None = None
+        self.mobilenet: MobileNet | None = None
         advice = "python -m tools.feature_nets fetches it"
         try:
             self.trunk = load_trunk(folder / f"lpips-{protocol.lpips}.safetensors").to(device)
