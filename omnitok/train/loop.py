@@ -273,7 +273,7 @@ class Trainer:
                 f"out of memory at step {self.step} ({text}); lower batch or sizes, or raise "
                 "accumulate, or set gradient_checkpointing or shard"
             )
-        if "DataLoader worker" in text:
+        if "DataLoader worker (pid" in text:  # not an error in one
             return (
                 f"a process that prepares batches died at step {self.step} ({text}); if memory ran "
                 "out, lower workers"

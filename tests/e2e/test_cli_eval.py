@@ -181,6 +181,14 @@ def test_a_protocol_decides_what_is_scored(omnitok, clips_folder, tmp_path):
     [
         (("--corpus", "absent"), 2, "make corpus"),
         (("--data", "DIR"), 3, "holds no videos or images"),
+        (("--data", "absent"), 3, "absent is no folder"),
+        (("--data", "DIR", "--tokens", 9, "--corpus", "absent"), 2, "there is no corpus in absent"),
+        (("--data", "DIR", "--networks", "absent"), 2, "--networks absent is no folder"),
+        (("--data", "DIR", "--probe", "absent"), 3, "--probe absent is no folder"),
+        (("--data", "DIR", "-o", "DIR/table.txt"), 2, "must end in .md or .csv or .json"),
+        (("--data", "DIR", "-o", "DIR/old.csv"), 2, "old.csv exists; name another"),
+        (("--data", "DIR", "--per-file", "DIR/a.md"), 2, "must end in .csv"),
+        (("--data", "DIR", "-o", "DIR/a.csv", "--per-file", "DIR/a.csv"), 2, "the same name"),
         (("--data", "DIR", "--protocol", "ucf"), 2, "ucf101-17x256"),
         (("--data", "DIR", "--protocol", "imagenet-256", "--frames", 3), 2, "is fixed"),
         (("--data", "DIR", "--probe", "DIR"), 3, "does not hold two subfolders"),
@@ -188,9 +196,70 @@ def test_a_protocol_decides_what_is_scored(omnitok, clips_folder, tmp_path):
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(omnitok, tmp_path, words, status, why):
-    done = omnitok("eval", *(str(tmp_path) if word == "DIR" else word for word in words))
+    (tmp_path / "old.csv").write_text("kept")
+    done = omnitok("eval", *(str(word).replace("DIR", str(tmp_path)) for word in words))
     assert done.status == status
     assert why in done.err
+    assert (tmp_path / "old.csv").read_text() == "kept"
+
+
+@pytest.mark.usefixtures("no_networks")
+def test_a_model_that_cannot_code_the_clips_takes_no_row_from_the_others(
+    omnitok, weights, other_weights, clips_folder, corpus, monkeypatch
+):
+    tokenizer = eval_methods._tokenizer
+
+    def refusing(tok):
+        code = tokenizer(tok)
+
+        def refuse(item, bits):
+            if tok.config.name == "other" and item.kind == "video":
+                raise ValueError("a grid of 4x4 tokens is too small")
+            return code(item, bits)
+
+        return refuse
+
+    monkeypatch.setattr(eval_methods, "_tokenizer", refusing)
+    both = ("--model", other_weights, "--model", other_weights)  # and the random one
+    done = omnitok("eval", "--data", clips_folder, "--corpus", corpus, *both, *SMALL, "--json")
+    assert done.status == 3
+    rows = [(r["set"], r["method"]) for r in done.json["rows"] if r["method"] == r["model"]]
+    own, other = str(weights), str(other_weights)
+    assert rows == [("video", own), ("image", other), ("image", own)]
+    assert row(done.json, "video", own)["gain"] is not None
+    assert not [r for r in done.json["rows"] if r["set"] == "video" and other in r["method"]]
+    why = f"no videos of {other}, which cannot code inner/a.mp4 (6x32x32): a grid of 4x4 tokens"
+    assert sum(why in note for note in done.json["notes"]) == 1
+    assert not done.json["failed"]
+
+
+@pytest.mark.usefixtures("no_networks")
+def test_what_is_too_short_hidden_or_a_mesh_is_no_failure(omnitok, clips_folder, tmp_path):
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({"kinds": ["video"], "frames": 9, "size": 32, "short": "skip"}))
+    (clips_folder / "._a.mp4").write_bytes(b"of another system")
+    (clips_folder / "chair.obj").write_text("v 0 0 0")
+    done = omnitok("eval", "--data", clips_folder, "--protocol", own, "--only-models")
+    assert done.status == 3
+    assert "none of the 1 files could be scored by protocol" in done.err
+    assert "0 failed, 1 are too short for it" in done.err
+
+
+@pytest.mark.usefixtures("no_networks")
+def test_a_probe_that_fails_leaves_the_table(omnitok, clips_folder, tmp_path):
+    classes = tmp_path / "classes"
+    for label, content in (("a", None), ("b", b"broken")):
+        (classes / label).mkdir(parents=True)
+        for number in range(2):
+            path = classes / label / f"{number}.png"
+            Image.new("RGB", (40, 40)).save(path) if content is None else path.write_bytes(content)
+    table = tmp_path / "old.md"
+    table.write_text("of last time")
+    words = ("--data", clips_folder, "--probe", classes, *SMALL, "--only-models", "-o", table)
+    done = omnitok("eval", *words, "--overwrite")
+    assert done.status == 3
+    assert "too few to test two classes" in done.out
+    assert table.read_text().startswith("| set ")
 
 
 @pytest.mark.usefixtures("no_networks")

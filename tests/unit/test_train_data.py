@@ -134,6 +134,17 @@ def test_a_parquet_list_needs_a_package_and_a_whole_file(tmp_path, monkeypatch):
         find_items(DatasetConfig(path=str(path)))
 
 
+def test_a_parquet_list_may_hold_the_numbers_of_captions(files, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = {"path": [str(files / "03.png")], "embedding": [[1.0, 2.0]], "caption": ["words"]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "list.parquet")
+    (item,) = find_items(DatasetConfig(path=str(tmp_path / "list.parquet")))["images"]
+    assert item.caption("embedding").tolist() == [1.0, 2.0]
+    assert item.caption("text") == "words"
+
+
 def test_files_that_all_weigh_nothing_are_refused(files, tmp_path):
     path = tmp_path / "list.csv"
     path.write_text(f"path,weight\n{files / '03.png'},0\n")

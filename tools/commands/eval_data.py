@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.commands.errors import InputError
-from tools.commands.planning import IMAGES, is_media
+from tools.commands.planning import IMAGES, is_media, is_shape
 from tools.commands.protocol import Protocol
 
 if TYPE_CHECKING:
@@ -111,21 +111,32 @@ def from_folder(folder: str, protocol: Protocol) -> list[Source]:
     """The videos and images of a folder and its subfolders.
 
     Raises:
-        InputError: There are none.
+        InputError: There are none, or no such folder.
     """
+    if not os.path.isdir(folder):
+        raise InputError(f"{folder} is no folder; name one with videos or images")
 
     def reader(path: str, name: str) -> Callable[[], Item | None]:
         return lambda: read_item(path, name, protocol)
 
-    paths = [os.path.join(at, name) for at, _, names in os.walk(folder) for name in names]
     sources = []
-    for path in sorted(filter(is_media, paths)):
+    for path in media_of(folder):
         name = os.path.relpath(path, folder)
         kind = "image" if os.path.splitext(path.lower())[1] in IMAGES else "video"
         sources.append(Source(name=name, kind=kind, read=reader(path, name)))
     if not sources:
         raise InputError(f"{folder} holds no videos or images; name a folder that does")
     return sources
+
+
+def media_of(folder: str) -> list[str]:
+    """The videos and images of a folder and its subfolders, but for hidden ones."""
+    return sorted(
+        os.path.join(at, name)
+        for at, _, names in os.walk(folder)
+        for name in names
+        if name[0] != "." and is_media(name) and not is_shape(name)
+    )
 
 
 def read_item(path: str, name: str, protocol: Protocol) -> Item | None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tools.commands.errors import UsageError, bug, sentence
+from tools.commands.errors import InputError, UsageError, bug, sentence
 from tools.commands.eval_data import Item, Source
 from tools.commands.eval_methods import Method
 from tools.commands.reporting import Report
@@ -28,6 +28,7 @@ class Outcome:
         rows: One dict for each set and method.
         failed: Name and reason of every file that could not be scored.
         left_out: Files that the protocol has no use for.
+        refused: Kind and model of rows that are left out since the model cannot code such clips.
         bugs: How many of the failures are ours.
         notes: What the table lacks, and why.
     """
@@ -35,6 +36,7 @@ class Outcome:
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    refused: set[tuple[str, str]] = field(default_factory=set)
     bugs: int = 0
     notes: list[str] = field(default_factory=list)
 
@@ -67,7 +69,18 @@ def evaluate(
                 if item is None:
                     outcome.left_out.append(source.name)
                     continue
-                entries = list(_score(item, methods, networks))
+                while True:
+                    able = _able(methods, item.kind, outcome)
+                    try:
+                        entries = _score(item, able, networks)
+                        break
+                    except RefusedError as error:
+                        others = sum(m.name == m.model for m in able) - 1
+                        if (item.kind, error.model) in tallies or not others:
+                            raise
+                        outcome.refused.add((item.kind, error.model))
+                        outcome.notes.append(f"no {item.kind}s of {error}")
+                        report.error(outcome.notes[-1])
                 features = networks.features(item.frames)
             except UsageError:
                 raise
@@ -118,6 +131,26 @@ def _overspent(rows: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+class RefusedError(InputError):
+    """A tokenizer cannot code a clip.
+
+    Attributes:
+        model: Its name.
+    """
+
+    def __init__(self, model: str, item: Item, why: str) -> None:
+        size = "x".join(map(str, (len(item.frames), *item.frames.shape[2:])))
+        super().__init__(f"{model}, which cannot code {item.name} ({size}): {why}")
+        self.model = model
+
+
+def _able(methods: Sequence[Method], kind: str, outcome: Outcome) -> list[Method]:
+    """Those whose tokenizer has not refused clips of a kind, and the baselines of those."""
+    able = [m for m in methods if (kind, m.model) not in outcome.refused]
+    names = {m.name for m in able} | {m.base for m in able}
+    return [m for m in methods if m.name in names]
+
+
 def _score(item: Item, methods: Sequence[Method], networks: Networks) -> list[Entry]:
     bits: dict[str, float] = {}
     entries: list[Entry] = []
@@ -125,7 +158,13 @@ def _score(item: Item, methods: Sequence[Method], networks: Networks) -> list[En
         check()
         if item.kind not in method.kinds:
             continue
-        result = method.code(item, bits)
+        try:
+            result = method.code(item, bits)
+        except Exception as error:
+            known = sentence(error) or (str(error) if isinstance(error, ValueError) else None)
+            if known is None or method.name != method.model:
+                raise
+            raise RefusedError(method.model, item, known) from error
         score = networks.score(item, result)
         entries.append((method, score, networks.features(result.frames), result.codes))
         bits[method.name] = result.bits

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tools.commands import eval_data, protocol
 from tools.commands.errors import BUG, DONE, FAILED, InputError, UsageError
@@ -69,6 +69,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="write the table here as well: .md, .csv or .json; may be given several times",
     )
     parser.add_argument("--per-file", metavar="FILE", help="write a csv of every file's scores")
+    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     add_compute(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -90,6 +91,7 @@ def count(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
+    from omnitok.checkpoint import write_atomically
     from tools.commands.probing import labelled, probe
     from tools.commands.scoring import Networks
     from tools.feature_nets import folder
@@ -97,13 +99,20 @@ def run(args: argparse.Namespace) -> int:
     report = Report(json=args.json)
     corpus = Path(args.corpus)
     has_corpus = (corpus / "train" / "videos.json").exists()
-    if not has_corpus and args.data is None:
+    if args.data is None and not (corpus / "val" / "videos.json").exists():
         raise UsageError(
             f"there is no corpus in {corpus}; run `make corpus`, name its folder with --corpus, or "
             "a folder of your own videos and images with --data"
         )
+    if args.tokens and not has_corpus:
+        raise UsageError(
+            f"--tokens counts codes of training clips, and there is no corpus in {corpus}; run "
+            "`make corpus` or leave it out"
+        )
+    if args.networks and not Path(args.networks).is_dir():
+        raise UsageError(f"--networks {args.networks} is no folder; leave it out or name one")
     chosen = _protocol(args)
-    _check_outputs([*args.output, *filter(None, [args.per_file])])
+    _check_outputs(args)
     models = {name: load(name, args) for name in args.model or ("tiny", "tiny-kl")}
     files = labelled(args.probe) if args.probe else []
     sources = eval_data.choose(
@@ -127,6 +136,18 @@ def run(args: argparse.Namespace) -> int:
     place = Path(args.networks) if args.networks else folder()
     networks = Networks(place, chosen, pick_device(args.device))
     outcome = evaluate(sources, rows, networks, lambda model: _command(args, model), report)
+    if not outcome.rows:
+        short = f", {len(outcome.left_out)} are too short for it" if outcome.left_out else ""
+        raise InputError(
+            f"none of the {len(sources)} files could be scored by protocol {chosen.name}: "
+            f"{len(outcome.failed)} failed{short}"
+        )
+    probes: dict[str, Any] = {}
+    for name, tok in models.items() if files else ():
+        try:
+            probes[name] = probe(tok, files, chosen, report.error)
+        except InputError as error:
+            notes.append(f"no probe of {name}: {error}")
     data = {
         "command": "eval",
         "protocol": asdict(chosen),
@@ -137,19 +158,16 @@ def run(args: argparse.Namespace) -> int:
         "left_out": outcome.left_out,
         "codebooks": _codebooks(models, corpus if has_corpus else None, args.tokens, report),
         "baselines": linear.facts() if linear else [],
-        "probes": {
-            name: probe(tok, files, chosen, report.error) for name, tok in models.items() if files
-        },
+        "probes": probes,
     }
-    if not outcome.rows:
-        raise InputError(f"none of the {len(sources)} files could be scored; see the lines above")
     lines = describe(data)
-    for name in args.output:
-        Path(name).write_text(text_for(Path(name), data, lines))
-    if args.per_file:
-        Path(args.per_file).write_text(per_file(outcome.rows))
     report.result(data, lines)
-    return BUG if outcome.bugs else FAILED if outcome.failed else DONE
+    for name in args.output:
+        write_atomically(Path(name), text_for(Path(name), data, lines).encode())
+    if args.per_file:
+        write_atomically(Path(args.per_file), per_file(outcome.rows).encode())
+    lacking = outcome.failed or outcome.refused or (files and len(probes) < len(models))
+    return BUG if outcome.bugs else FAILED if lacking else DONE
 
 
 def _protocol(args: argparse.Namespace) -> protocol.Protocol:
@@ -166,11 +184,21 @@ def _protocol(args: argparse.Namespace) -> protocol.Protocol:
     return replace(chosen, name=f"{chosen.name} with {name}", **changed)
 
 
-def _check_outputs(names: list[str]) -> None:
+def _check_outputs(args: argparse.Namespace) -> None:
     """Refuse what could not be written, before hours of work."""
-    for name in names:
-        if Path(name).is_dir() or not Path(name).absolute().parent.is_dir():
+    wanted: list[tuple[str, tuple[str, ...]]]
+    wanted = [(name, (".md", ".csv", ".json")) for name in args.output]
+    wanted += [(args.per_file, (".csv",))] if args.per_file else []
+    for name, suffixes in wanted:
+        path = Path(name)
+        if path.is_dir() or not path.absolute().parent.is_dir():
             raise UsageError(f"{name} cannot be written; name a file in a folder that exists")
+        if path.suffix not in suffixes:
+            raise UsageError(f"{name} must end in {' or '.join(suffixes)}; give it such a name")
+        if path.exists() and not args.overwrite:
+            raise UsageError(f"{name} exists; name another file, or replace it with --overwrite")
+    if len({Path(name).absolute() for name, _ in wanted}) < len(wanted):
+        raise UsageError("two outputs have the same name; give them different ones")
 
 
 def _command(args: argparse.Namespace, model: str) -> Sequence[str]:

@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tools.commands.errors import InputError, sentence
-from tools.commands.eval_data import read_item
-from tools.commands.planning import is_media
+from tools.commands.errors import InputError, bug, sentence
+from tools.commands.eval_data import media_of, read_item
 from tools.commands.protocol import Protocol
 from tools.commands.stopping import check
 
@@ -25,12 +24,12 @@ def labelled(folder: str) -> list[tuple[str, str]]:
     """Path and class of every video and image in the subfolders.
 
     Raises:
-        InputError: There are fewer than two classes of two files.
+        InputError: There are fewer than two classes of two files, or no such folder.
     """
-    found = []
-    for label in sorted(entry.name for entry in os.scandir(folder) if entry.is_dir()):
-        for at, _, names in sorted(os.walk(os.path.join(folder, label))):
-            found += [(os.path.join(at, name), label) for name in sorted(names) if is_media(name)]
+    if not os.path.isdir(folder):
+        raise InputError(f"--probe {folder} is no folder; name one with a subfolder for each class")
+    labels = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    found = [(path, label) for label in labels for path in media_of(os.path.join(folder, label))]
     if sum(count > 1 for count in Counter(label for _, label in found).values()) < 2:
         raise InputError(
             f"{folder} does not hold two subfolders, one for each class, of two or more videos or "
@@ -65,19 +64,16 @@ def probe(
         check()
         try:
             item = read_item(path, path, protocol)
+            if item is not None:
+                features.append(_features(tok, item.frames))
+                labels.append(classes.index(label))
         except Exception as error:
-            if (known := sentence(error)) is None:
-                raise
-            note(f"left out of the probe: {known}")
-            continue
-        if item is not None:
-            features.append(_features(tok, item.frames))
-            labels.append(classes.index(label))
+            note(f"left out of the probe: {sentence(error) or f'{path}: {bug(error)}'}")
     train, test = split(labels, TEST_SHARE, protocol.seed)
     if len({labels[n] for n in test}) < 2:
         raise InputError(
-            f"of the {len(files)} labelled files {len(labels)} could be read, too few to test two "
-            "classes; see the lines above"
+            f"of the {len(files)} labelled files {len(labels)} could be read and are long enough, "
+            "too few to test two classes"
         )
     x, y = torch.stack(features), torch.tensor(labels)
     largest = Counter(labels[n] for n in test).most_common(1)[0][1]
