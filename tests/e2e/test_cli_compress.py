@@ -163,6 +163,8 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
         (["-o", "a.safetensors", "--overlay", "a.safetensors"], "would replace the output"),
         (["--overlay", "clip.mp4"], "clip.mp4 exists; pass --overwrite"),
         (["--overlay", "a.mp4", "--source", "none.mp4"], "none.mp4"),
+        (["--overlay", "a.txt"], "unknown suffix '.txt'"),
+        (["--model", "tiny-kl"], "load the tokenizer that made them"),
     ],
 )
 def test_nothing_that_is_read_or_there_is_replaced(
@@ -172,7 +174,9 @@ def test_nothing_that_is_read_or_there_is_replaced(
     (tmp_path / "clip.mp4").write_bytes(Path(clips("steady.mp4")).read_bytes())
     (tmp_path / "link.safetensors").symlink_to(tokens)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    run = omnitok("compress", tokens, *(tokens if word == "TOKENS" else word for word in words))
+    model = {"model": None} if "--model" in words else {}
+    words = [tokens if word == "TOKENS" else word for word in words]
+    run = omnitok("compress", tokens, *words, **model)
     assert run.status == 3, run.err
     assert message in run.err
     assert "bug" not in run.err
@@ -223,10 +227,10 @@ def test_the_overlay_holds_a_few_frames_at_a_time(
 
     monkeypatch.setattr(overlay, "show_kept", spy)
     monkeypatch.setitem(TokenReader.__init__.__kwdefaults__, "groups", 1)  # 4 frames
-    words = ("--overlay", tmp_path / "shown.mp4")
+    words = ("--overlay", tmp_path / "new" / "shown.mp4")
     assert omnitok("compress", tokens, *words).status == 0
     assert 0 < most[0] <= 2
-    assert len(video.read(tmp_path / "shown.mp4").frames) > 8
+    assert len(video.read(tmp_path / "new" / "shown.mp4").frames) > 8
 
 
 def test_a_compact_file_is_not_compressed_again(omnitok, tokens: Path, tmp_path: Path) -> None:

@@ -92,6 +92,7 @@ def test_windows_give_the_file_of_the_whole_to_the_bit(
     for budget in budgets:
         with monkeypatch.context() as patched:
             patched.setattr("video.compress.files.in_windows", at_once)
+            patched.setattr("video.compress.budget._PAIRS", 2**24)
             expected = compress_file(src, whole, method, budget, **options)
         with monkeypatch.context() as patched:
             windows(math.prod(grid[1:]))
@@ -187,7 +188,14 @@ def test_images_and_odd_grids_go_through_every_method(
 
 
 @pytest.mark.parametrize(("books", "size"), [(1, 1000), (3, 64), (1, 2**20), (1, 2**40)], ids=str)
-def test_codes_of_every_kind_keep_their_own(tmp_path: Path, books: int, size: int) -> None:
+def test_codes_of_every_kind_keep_their_own(
+    tmp_path: Path,
+    windows: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    books: int,
+    size: int,
+) -> None:
+    windows(6)
     info = make_info(codebook_size=size, num_codebooks=books)
     generator = torch.Generator().manual_seed(0)
     shape = (6, 2, 3) if books == 1 else (6, 2, 3, books)
@@ -196,7 +204,7 @@ def test_codes_of_every_kind_keep_their_own(tmp_path: Path, books: int, size: in
     Tokens(codes=codes, size=(21, 16, 24), info=info).save(src)
 
     class Maker:
-        calls = 0
+        calls, weights_sha256 = 0, info.weights_sha256
 
         def dequantize(self, codes: Tensor) -> Tensor:
             z = codes.float() if books > 1 else codes.float()[..., None]
@@ -211,6 +219,11 @@ def test_codes_of_every_kind_keep_their_own(tmp_path: Path, books: int, size: in
         few = read_compact(dst)
         assert torch.equal(few.data, codes.flatten(0, 2)[few.plan.place])
     assert Maker.calls == 3  # once for each file, not for each window
+    monkeypatch.setattr(Maker, "weights_sha256", "cd" * 32)
+    with pytest.raises(ValueError, match=r"made by 'test' with weights abab.*, but these are cdcd"):
+        compress_file(src, dst, "tome", load=load)
+    with pytest.raises(ValueError, match="codes need the tokenizer that made them"):
+        compress_file(src, dst, "tome")
 
 
 @pytest.mark.parametrize(
@@ -254,6 +267,11 @@ def test_budgets_and_settings_that_are_none_are_refused(
 def test_settings_out_of_range_are_named(method: str, setting: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{method} setting {setting} is "):
         compress_tokens(made((3, 2, 3)), method, None, **{setting: value})
+
+
+def test_chat_univi_asks_for_as_many_neighbours_as_levels() -> None:
+    with pytest.raises(ValueError, match="has 4 numbers for 2 levels; give one for each level"):
+        compress_tokens(made((3, 2, 3)), "chat_univi", spatial=[4, 2])
 
 
 def test_what_is_no_clip_of_tokens_is_refused() -> None:

@@ -20,6 +20,7 @@ from tools.commands.stopping import check
 if TYPE_CHECKING:
     from tools.commands.comparing import Frames
     from video.compress import Method
+    from video.write import VideoWriter
 
 COMPACT = ".compact" + TOKENS
 
@@ -139,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
             line = f"{job.src}: kept {job.dst}, which exists{missed}"
             return Outcome(status="skipped", line=line)
         os.makedirs(os.path.dirname(os.path.abspath(job.dst)), exist_ok=True)
-        with _frames_to_show(args, job, models) as clip:
+        with _open_overlay(args, job, models) as overlay:
             try:
                 done = compress_file(
                     job.src,
@@ -152,8 +153,8 @@ def run(args: argparse.Namespace) -> int:
             except ValueError as error:
                 why = str(error)
                 raise InputError(why if job.src in why else f"{job.src}: {why}") from error
-            if clip is not None:
-                _overlay(args.overlay, job, clip)
+            if overlay is not None:
+                _show(job, *overlay)
         share = done.kept / done.total
         return Outcome(
             status="done",
@@ -229,12 +230,13 @@ def _same(a: str, b: str) -> bool:
 
 
 @contextmanager
-def _frames_to_show(
+def _open_overlay(
     args: argparse.Namespace, job: Job, models: ByTokens
-) -> Iterator[Frames | None]:
-    """Open the frames of the overlay, if one is wanted, before there is any output."""
+) -> Iterator[tuple[Frames, VideoWriter] | None]:
+    """Open the frames to show and the video of them, if wanted, before there is any output."""
     from omnitok.token_layout import TokenFile
     from tools.commands.comparing import open_frames
+    from video.write import VideoWriter
 
     if not args.overlay:
         yield None
@@ -250,17 +252,18 @@ def _frames_to_show(
                 f"{job.src} is of {size[0]} of {size[2]}x{size[1]}; leave --source out to show the "
                 "decoded tokens"
             )
-        yield clip
+        os.makedirs(os.path.dirname(os.path.abspath(args.overlay)), exist_ok=True)
+        with VideoWriter(args.overlay, fps=clip.fps) as writer:
+            yield clip, writer
 
 
-def _overlay(path: str, job: Job, clip: Frames) -> None:
+def _show(job: Job, clip: Frames, writer: VideoWriter) -> None:
     """Write the video that shows what was kept."""
     import torch
 
     from omnitok.groups import group_frames
     from omnitok.token_layout import TokenFile, window_of
     from video.compress.overlay import kinds_of, show_kept
-    from video.write import VideoWriter
 
     with TokenFile(job.dst) as file:
         layout = file.layout
@@ -271,10 +274,9 @@ def _overlay(path: str, job: Job, clip: Frames) -> None:
         layout.size[0], patch[0], layout.info.causal, window_of(layout.preprocess)
     )
     group, done = 0, 0
-    with VideoWriter(path, fps=clip.fps) as writer:
-        for frame, seconds in clip.frames:
-            check()
-            group += done == starts[group + 1]
-            shown = show_kept(frame, kinds[group], patch[1:])
-            writer.write(shown[None], torch.tensor([seconds], dtype=torch.float64))
-            done += 1
+    for frame, seconds in clip.frames:
+        check()
+        group += done == starts[group + 1]
+        shown = show_kept(frame, kinds[group], patch[1:])
+        writer.write(shown[None], torch.tensor([seconds], dtype=torch.float64))
+        done += 1

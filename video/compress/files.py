@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from omnitok import Tokenizer, Tokens
 from omnitok.groups import group_frames
-from omnitok.token_facts import TokensError
+from omnitok.token_facts import TokenizerInfo, TokensError
 from omnitok.token_file import pieces, write_errors
 from omnitok.token_layout import Layout, TokenFile, to_rows, window_of
 from omnitok.token_plan import TokenPlan
@@ -148,7 +148,7 @@ class _Work:
         self.seconds = 0.0
         self._facts: dict[str, Any] = {"method": method, "budget": budget, "options": options}
         self._facts["grid"] = clip.grid
-        self._load = None if load is None else cache(load)
+        self._load = None if load is None else cache(partial(_maker, load, clip.info))
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
         self._sources = self._kept = 0
 
@@ -287,6 +287,21 @@ def sources(made: Plan) -> Tensor:
     source[made.src[order]] = made.out[order]
     source[made.rep[0]] = torch.arange(made.num_out)
     return source
+
+
+def _maker(load: Callable[[], Tokenizer], info: TokenizerInfo | None) -> Tokenizer:
+    """Load the tokenizer that made the tokens.
+
+    Raises:
+        ValueError: It is another one.
+    """
+    tok = load()
+    if info is not None and tok.weights_sha256 != info.weights_sha256:
+        raise ValueError(
+            f"the tokens were made by {info.name!r} with weights {info.weights_sha256[:12]}, but "
+            f"these are {tok.weights_sha256[:12]}; load the tokenizer that made them"
+        )
+    return tok
 
 
 def _features(data: Tensor, load: Callable[[], Tokenizer] | None) -> Tensor:

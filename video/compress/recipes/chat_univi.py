@@ -94,6 +94,11 @@ def chat_univi(
     Returns:
         Events in the order of their first frames, and level by level. A token is in every level.
     """
+    if len(k) != len(spatial) + 1:
+        raise ValueError(
+            f"k={k} has {len(k)} numbers for {len(spatial)} levels; give one for each level and "
+            "one for frames"
+        )
     _, T, N, _ = x_BTND.shape
     num_events = max(1, ceil(T * temporal))
     if keep is None and sum(spatial) * num_events > T * N:

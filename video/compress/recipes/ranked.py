@@ -16,6 +16,8 @@ from video.compress.select import top
 def vtc_cls(x_BTND: Tensor, keep: int | None = None, *, attention: Tensor) -> Plan:
     """Keep the tokens of each frame that class tokens attend to.
 
+    Read in the code, no recorded data.
+
     Args:
         x_BTND: Tokens.
         keep: Outputs of each sample, exactly; a quarter by default.
