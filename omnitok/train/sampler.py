@@ -207,8 +207,8 @@ class _Carried(TorchDataset["Batch | SampleError"]):
 
 
 def _leave_signals(_: int) -> None:
-    """Let the process that trains decide what a signal to all of them means; it ends this one."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    """Let the process that trains decide what Ctrl-C means; it ends this one with SIGTERM."""
+    for name in ("SIGINT", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 
