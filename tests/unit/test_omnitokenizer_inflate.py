@@ -136,7 +136,7 @@ def test_what_cannot_be_inflated_is_one_sentence(corpus, tmp_path):
     with pytest.raises(ConfigError, match="only an OmniTokenizer"):
         Trainer(from_dict(TrainConfig, values), tmp_path, {"": corpus})
     values = run_dict(4, start_from=str(save_omnitokenizer(tmp_path / "a.ckpt")))
-    with pytest.raises(CheckpointError, match="of a OmniTokenizerNet"):
+    with pytest.raises(ConfigError, match="of a OmniTokenizerNet"):
         Trainer(from_dict(TrainConfig, values), tmp_path / "b", {"": corpus})
 
 
