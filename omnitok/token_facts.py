@@ -273,11 +273,13 @@ class Placement(_Facts):
         scale: Length of the source for a length of 1 in the box.
         offset: The point of the source at the middle of the box.
         colors: Whether the source has colours.
+        level: Value of the decoded field on the surface.
     """
 
     scale: float
     offset: tuple[float, float, float]
     colors: bool
+    level: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from omnitok.checkpoint import replacing
 from omnitok.config import PlanesConfig
 from omnitok.planes import PlaneBatch
 from shapes.extras import ShapesError
@@ -56,7 +56,6 @@ class Prepared:
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             "shares": self.raster.shares,
             "views": self.raster.views.contiguous(),
@@ -67,12 +66,8 @@ class Prepared:
             "colors": self.colors,
             "colored": torch.tensor([self.colored]),
         }
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path) as temporary:
             save_file(tensors, temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Prepared:

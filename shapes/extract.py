@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from shapes.extras import load_mesh_package
 from shapes.mesh import Mesh
 
 CHUNK = 65_536  # points that are decoded at a time
-FARTHEST = 20.0  # logits beyond this say nothing more
+LEVELS = [step / 4 for step in range(-12, 5)]  # logits; what is thin is rarely sure of itself
+WORTH = 0.005  # overlap that another level than 0 must bring
 
 
 def lattice(points: int) -> Tensor:
@@ -44,6 +46,24 @@ def marching_cubes(field: NDArray[np.floating], level: float = 0.0) -> Mesh | No
     )
     vertices = (vertices - step - 1).astype(np.float64).clip(-1, 1)
     return Mesh(vertices, faces.astype(np.int64))
+
+
+def best_level(field: Tensor, share: Tensor) -> float:
+    """The level whose surface overlaps a shape most: 0, or one of `LEVELS` that is clearly better.
+
+    Args:
+        field: [N, N, N] logits at the centres of equal parts of the cells of a raster.
+        share: [R, R, R] how much of each cell is inside, from 0 to 1.
+    """
+    parts = len(field) // len(share)
+    overlaps = []
+    for level in LEVELS:
+        found = F.avg_pool3d((field > level).float()[None], parts)[0]
+        both, either = torch.minimum(found, share).sum(), torch.maximum(found, share).sum()
+        overlaps.append(both / either.clamp_min(1e-6))
+    overlap = torch.stack(overlaps).cpu()
+    best = int(overlap.argmax())
+    return LEVELS[best] if overlap[best] > overlap[LEVELS.index(0.0)] + WORTH else 0.0
 
 
 def evaluate(field_at: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:

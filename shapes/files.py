@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from einops import rearrange
+from torch import Tensor
 
 from omnitok import Tokenizer, Tokens, TokensError
 from omnitok.interop.atoken_gaussians import GaussianDecoder
@@ -21,11 +22,11 @@ from omnitok.planes import AXES, PlaneParts
 from omnitok.quantize.base import DiscreteQuantizer
 from omnitok.tokens import Placement, Source, refuse_others
 from shapes import splats, voxel_tokens
-from shapes.extract import marching_cubes
+from shapes.extract import best_level, marching_cubes
 from shapes.extras import ShapesError
 from shapes.inside import Inside
 from shapes.mesh import Mesh, read, write
-from shapes.raster import Raster, rasterize
+from shapes.raster import FINER, Raster, rasterize
 from shapes.sample import into_box, out_of_box, placement_of, sample_surface
 from shapes.solid import repair
 from shapes.views import voxelise
@@ -128,7 +129,7 @@ def encode(tok: Tokenizer, raster: Raster, placement: Placement) -> Tokens:
         codes = quantizer.latents_to_codes(z_BGNL)[0].unflatten(1, grid[1:]).cpu()  # type: ignore[no-untyped-call]
     else:
         latents = rearrange(z_BGNL[0], "g (h w) c -> g h w c", h=grid[1]).cpu()
-    return Tokens(
+    tokens = Tokens(
         codes=codes,
         latents=latents,
         size=size,
@@ -137,6 +138,22 @@ def encode(tok: Tokenizer, raster: Raster, placement: Placement) -> Tokens:
         compute=tok.compute,
         placement=placement,
     )
+    cells = FINER * len(raster.shares)
+    centres = (torch.arange(cells, device=tok.device) + 0.5) / cells * 2 - 1
+    field = parts_of(tok).field_on_lattice(_planes_of(tok, tokens)[0], centres)
+    level = best_level(field, raster.share.to(tok.device))
+    tokens.placement = replace(placement, level=level)
+    return tokens
+
+
+def _planes_of(tok: Tokenizer, tokens: Tokens) -> Tensor:
+    """[1, P, C, R, R] what the decoder makes of tokens."""
+    if tokens.codes is not None:
+        z = tok.model.quantizer.codes_to_latents(tokens.codes.to(tok.device))
+    else:
+        assert tokens.latents is not None
+        z = tokens.latents.to(tok.device)
+    return tok.model.decode_planes(rearrange(z.to(tok.dtype), "g h w c -> 1 g (h w) c"))
 
 
 @torch.no_grad()
@@ -165,16 +182,10 @@ def detokenize(tok: Tokenizer, tokens: Tokens, resolution: int = RESOLUTION) -> 
     if not 8 <= resolution <= 1024:
         raise ShapesError(f"resolution={resolution} must be between 8 and 1024")
     refuse_others(tokens, tok)
-    if tokens.codes is not None:
-        z = tok.model.quantizer.codes_to_latents(tokens.codes.to(tok.device))
-    else:
-        assert tokens.latents is not None
-        z = tokens.latents.to(tok.device)
-    z_BGNL = rearrange(z.to(tok.dtype), "g h w c -> 1 g (h w) c")
-    planes = tok.model.decode_planes(z_BGNL)
+    planes = _planes_of(tok, tokens)
     places = torch.linspace(-1, 1, resolution, device=tok.device)
     field = parts.field_on_lattice(planes[0], places)
-    mesh = marching_cubes(field.cpu().numpy())
+    mesh = marching_cubes(field.cpu().numpy(), placement.level)
     if mesh is None:
         raise ShapesError("the tokens decode to nothing: no place is inside of them")
     colors = None

@@ -36,9 +36,14 @@ class Raster:
     shares: Tensor
     views: Tensor
 
+    @property
+    def share(self) -> Tensor:
+        """[R, R, R] float32 how much of each cell is inside, from 0 to 1."""
+        return self.shares.float() / FINER**3
+
     def planes(self) -> Tensor:
         """[P, C, R, R] float32, the bins along the third axis first."""
-        share = self.shares.float() / FINER**3
+        share = self.share
         bins = torch.stack([share.permute(2, 0, 1), share.permute(1, 0, 2), share])
         return torch.cat([bins, self.views.float()], dim=1)
 

@@ -1,8 +1,9 @@
-"""The 3D stage in figures: `python -m tools.bench_shapes [quality primitives speed]`.
+"""The 3D stage in figures: `python -m tools.bench_shapes [quality primitives pixels speed]`.
 
 quality     held-out meshes of the corpus that are closed: IoU, F-score, Chamfer distance, normals,
             beside principal components of occupancy grids with as many numbers
 primitives  unions of two primitives, as the reference in the literature note was measured on
+pixels      pictures and clips through tiny-kl and through the weights with the 3D stage
 speed       a mesh of 100,000 faces through tokenize and decode, labels of 200,000 points, memory
 """
 
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import process_time
 
 import numpy as np
@@ -30,16 +32,18 @@ from omnitok.tokens import Placement
 from omnitok.train.pca import PCA
 from shapes.compare import compare_meshes
 from shapes.datasets import Prepared
-from shapes.extract import marching_cubes
+from shapes.extract import best_level, marching_cubes
 from shapes.files import encode, look_at, parts_of
 from shapes.inside import Inside
 from shapes.mesh import Mesh
 from shapes.procedural import random_shape
-from shapes.raster import FINER, Raster
+from shapes.raster import Raster
 from shapes.sample import into_box, out_of_box, placement_of, sample_surface
 from shapes.solid import repair
 from tools.bench_figures import HEAD, Figure
 from tools.commands.eval_table import table
+from tools.train_config import read_config
+from tools.train_run import Validator
 
 POINTS = 100_000
 THICK = 1 / 32
@@ -106,9 +110,10 @@ def _cut(grid: Tensor, block: int) -> Tensor:
     return rearrange(grid, pattern, a=block, b=block, c=block)
 
 
-def mesh_of_grid(grid: Tensor) -> Mesh | None:
-    """The surface at one half of a grid of cells that fills the box."""
-    mesh = marching_cubes(grid.numpy() - 0.5)
+def mesh_of_grid(grid: Tensor, share: Tensor) -> Mesh | None:
+    """The surface of a grid of cells that fills the box, at the level that fits the shape best."""
+    level = torch.tensor(best_level(torch.logit(grid, eps=1e-3), share)).sigmoid()
+    mesh = marching_cubes(grid.numpy(), float(level))
     if mesh is None:
         return None
     return replace(mesh, vertices=mesh.vertices * (1 - 1 / len(grid)))  # centres of cells
@@ -130,7 +135,8 @@ def pca_method(linear: GridPCA) -> Method:
     """The same raster through the baseline."""
 
     def run(item: Item) -> Mesh | None:
-        found = mesh_of_grid(linear.reconstruct(item.raster.shares.float() / FINER**3))
+        share = item.raster.share
+        found = mesh_of_grid(linear.reconstruct(share), share)
         return None if found is None else out_of_box(found, item.placement)
 
     return run
@@ -185,10 +191,7 @@ def quality(tok: Tokenizer, corpus: Path, most: int | None) -> list[str]:
     if most is not None:
         items = items[:: -(-len(items) // most)]
     train = json.loads((corpus / "train" / "shapes.json").read_text())
-    grids = [
-        Prepared.load(corpus / "train" / entry["file"]).raster.shares.float() / FINER**3
-        for entry in train
-    ]
+    grids = [Prepared.load(corpus / "train" / entry["file"]).raster.share for entry in train]
     values = 768 * tok.model.quantizer.dim
     block, whole = (GridPCA.fit(grids, side, values) for side in (BLOCK, len(grids[0])))
     methods = {
@@ -229,6 +232,18 @@ def primitives(tok: Tokenizer) -> list[str]:
         "",
         *score_table({f"{tok.config.name}, 768 tokens": model_method(tok)}, items),
     ]
+
+
+def pixels(tok: Tokenizer) -> list[str]:
+    """Held-out pictures and clips of the corpus before and after the 3D stage."""
+    config = read_config(["data=corpus"])
+    models = {"tiny-kl": omnitok.load("tiny-kl").model, tok.config.name: tok.model}
+    with TemporaryDirectory() as pictures:
+        scorer = Validator(config, Path(pictures), torch.device("cpu"))
+        found = {name: scorer(model, 0) for name, model in models.items()}
+    keys = list(found["tiny-kl"])
+    rows = [[name, *(f"{values[key]:.2f}" for key in keys)] for name, values in found.items()]
+    return table([["weights", *keys], *rows])
 
 
 def speed(tok: Tokenizer) -> list[str]:
@@ -275,7 +290,7 @@ def speed(tok: Tokenizer) -> list[str]:
 def main() -> None:
     """Run what is named, and print a table for each."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help="quality, primitives, speed")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="all, if none is given")
     parser.add_argument("--model", default="tiny-3d", metavar="NAME|PATH")
     parser.add_argument("--corpus", type=Path, default=Path("corpus"))
     parser.add_argument("--threads", type=int, default=1)
@@ -286,6 +301,7 @@ def main() -> None:
     benches = {
         "quality": lambda: quality(tok, args.corpus, args.most),
         "primitives": lambda: primitives(tok),
+        "pixels": lambda: pixels(tok),
         "speed": lambda: speed(tok),
     }
     if unknown := sorted(set(args.names) - set(benches)):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,15 @@ from omnitok.config import PlanesConfig
 from shapes.datasets import prepare
 from shapes.extras import ShapesError
 from shapes.mesh import MESH_SUFFIXES, Mesh, read
+from shapes.parts import random_part
 from shapes.procedural import paint, random_shape
 from tools.corpus_fetch import FetchError, fetch, unpack
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "meshes.json"
-PROCEDURAL = 300  # shapes made by rule
+PROCEDURAL: dict[str, tuple[Callable[[int], Mesh], int]] = {  # made by rule, and how many
+    "procedural": (random_shape, 300),
+    "parts": (random_part, 300),
+}
 
 
 def _found(sources: list[Any], extra: list[Path], packages: Path) -> Iterator[dict[str, Any]]:
@@ -61,9 +66,16 @@ def _found(sources: list[Any], extra: list[Path], packages: Path) -> Iterator[di
 
 
 def build(
-    config: Path, extra: list[Path], out: Path, procedural: int = PROCEDURAL
+    config: Path, extra: list[Path], out: Path, procedural: int | None = None
 ) -> dict[str, Any]:
-    """Build the 3D corpus and return its manifest; what is there already is kept."""
+    """Build the 3D corpus and return its manifest; what is there already is kept.
+
+    Args:
+        config: Packages with meshes.
+        extra: Folders of meshes for the held-out split.
+        out: Folder of the corpus.
+        procedural: How many shapes of each kind to make by rule; None makes as many as usual.
+    """
     from tools.corpus import load_sources
 
     planes, seen = PlanesConfig(), set[str]()
@@ -81,13 +93,15 @@ def build(
             if not mesh.has_colors and item["split"] == "train":
                 mesh = paint(mesh, number)
             item["path"] = str(path)
-            files.append(item | _store(mesh, item["key"], out / item["split"], planes))
+            stored = _store(mesh, item["key"], out / item["split"], planes)
+            files.append(item | stored | {"faces": len(mesh.faces)})
         except ShapesError as error:
             skipped.append(f"{item['key']}: {error}")
-    for seed in range(procedural):
-        about = {"key": f"procedural/{seed}", "split": "train", "source": "made by rule"}
-        stored = _store(None, about["key"], out / "train", planes, seed)
-        files.append(about | {"licence": "Apache-2.0"} | stored)
+    for name, (make, usual) in PROCEDURAL.items():
+        for seed in range(usual if procedural is None else procedural):
+            about = {"key": f"{name}/{seed}", "split": "train", "source": "made by rule"}
+            stored = _store(partial(make, seed), about["key"], out / "train", planes)
+            files.append(about | {"licence": "Apache-2.0"} | stored)
     for split in ("train", "val"):
         mine = [entry for entry in files if entry["split"] == split]
         (out / split / "shapes.json").write_text(json.dumps(mine, indent=1) + "\n")
@@ -97,14 +111,13 @@ def build(
 
 
 def _store(
-    mesh: Mesh | None, key: str, folder: Path, planes: PlanesConfig, seed: int = 0
+    shape: Mesh | Callable[[], Mesh], key: str, folder: Path, planes: PlanesConfig
 ) -> dict[str, Any]:
-    """Prepare one shape, made by rule where no mesh is given."""
+    """Prepare one shape, made only if that was not done before."""
     path = folder / "shapes" / f"{key.replace('/', '__')}.safetensors"
     if not path.exists():
-        prepare(random_shape(seed) if mesh is None else mesh, planes).save(path)
-    facts: dict[str, Any] = {"file": f"shapes/{path.name}"}
-    return facts if mesh is None else facts | {"faces": len(mesh.faces)}
+        prepare(shape() if callable(shape) else shape, planes).save(path)
+    return {"file": f"shapes/{path.name}"}
 
 
 def _fingerprint(mesh: Mesh) -> str:

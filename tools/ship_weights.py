@@ -17,6 +17,7 @@ from omnitok.hub import SHIPPED
 from omnitok.metrics.validation import validator
 from omnitok.pixels import to_float
 from omnitok.train.state import Checkpoints
+from tools.ship_shapes import WEAK_SHAPES, score_shapes, summarise_meshes
 from video.data.crops import centre_clip
 from video.data.datasets import read_corpus
 
@@ -67,14 +68,23 @@ def ship(name: str, runs: Path, corpus: Path) -> dict[str, Any]:
         ]
         for kind, name, frames in (("video", "33x256x256", 33), ("image", "256x256", 1))
     }
-    scores = validator(clips)(model)
+    scores: dict[str, Any] = dict(validator(clips)(model))
+    score = f"{scores['psnr_video_33x256x256']:.2f} dB PSNR on held-out clips"
+    data = summarise(json.loads((corpus / "manifest.json").read_text()))
+    held_out = [e["key"] for e in json.loads((corpus / "val/videos.json").read_text())]
+    bad_at = WEAKNESSES
+    if model.config.planes is not None:
+        scores |= score_shapes(target, corpus)
+        score += f", {scores['closed']['iou']:.3f} IoU on held-out closed meshes"
+        data += summarise_meshes(corpus)
+        held_out += [e["key"] for e in json.loads((corpus / "val/shapes.json").read_text())]
+        bad_at += f" {WEAK_SHAPES}"
     config = state["config"]
-    entries = json.loads((corpus / "val/videos.json").read_text())
     card = {
         "name": name,
         "weights_sha256": digest,
         "licence": "Apache-2.0",
-        "score": f"{scores['psnr_video_33x256x256']:.2f} dB PSNR on held-out clips",
+        "score": score,
         "scores": scores,
         "parameters": sum(p.numel() for p in model.parameters()),
         "training": {
@@ -87,9 +97,9 @@ def ship(name: str, runs: Path, corpus: Path) -> dict[str, Any]:
             "torch": str(torch.__version__),
             "log": f"docs/weights/{name}.csv",
         },
-        "data": summarise(json.loads((corpus / "manifest.json").read_text())),
-        "held_out": [entry["key"] for entry in entries],
-        "bad_at": WEAKNESSES,
+        "data": data,
+        "held_out": held_out,
+        "bad_at": bad_at,
     }
     target.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     LOGS.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,11 @@ def test_saving_leaves_nothing_but_the_file(saved):
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
 
 
+def test_others_may_read_what_the_user_lets_them(saved, tmp_path):
+    (tmp_path / "plain").touch()
+    assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_missing_tensor_is_named(saved):
     tensors = load_file(saved)
     del tensors["head.weight"]

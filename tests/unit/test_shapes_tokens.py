@@ -14,7 +14,7 @@ from omnitok.train.config import SourceConfig
 from shapes import ShapesError
 from shapes.compare import compare_meshes
 from shapes.datasets import Prepared, prepare, prepared, turned
-from shapes.extract import lattice, marching_cubes
+from shapes.extract import best_level, lattice, marching_cubes
 from shapes.items import ShapeItem
 from shapes.procedural import random_shape
 from shapes.raster import rasterize
@@ -65,6 +65,29 @@ def test_a_token_file_decodes_to_the_same_mesh(kind, tmp_path):
     one, two = (shapes.detokenize(tok, t, 48).vertices for t in (tokens, again))
     np.testing.assert_array_equal(one, two)
     assert shapes.tokenize(tok, shoe()).data.equal(tokens.data)
+
+
+def test_the_surface_lies_where_the_field_overlaps_the_shape_most():
+    x = torch.linspace(-1, 1, 32)
+    thin = (x.abs() < 0.1).float().expand(32, 32, 32)
+    share = thin.unflatten(0, (16, 2)).unflatten(2, (16, 2)).unflatten(4, (16, 2)).mean((1, 3, 5))
+    field = (2 - 40 * x.abs()).expand(32, 32, 32)  # above 0 on half of it
+    level = best_level(field, share)
+    assert -2.5 <= level <= -1.5
+    assert best_level(field - level, share) == 0.0
+
+
+def test_a_level_decides_what_decodes_and_is_kept_in_the_file(tmp_path):
+    tok = shape_tokenizer("kl")
+    tokens = shapes.tokenize(tok, sphere())
+    places = {}
+    for level in (-1.0, 1.0):
+        tokens.placement = replace(tokens.placement, level=level)
+        tokens.save(tmp_path / f"{level}.safetensors")
+        again = Tokens.load(tmp_path / f"{level}.safetensors", tokenizer=tok)
+        assert again.placement.level == level
+        places[level] = np.abs(shapes.detokenize(tok, again, RES).vertices).max()
+    assert places[-1.0] > places[1.0]
 
 
 def test_colours_come_back_only_where_there_were_some():
