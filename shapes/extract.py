@@ -17,7 +17,7 @@ from shapes.extras import load_mesh_package
 from shapes.mesh import Mesh
 
 CHUNK = 65_536  # points that are decoded at a time
-LEVELS = [step / 4 for step in range(-12, 5)]  # logits; what is thin is rarely sure of itself
+LEVELS = sorted((step / 4 for step in range(-12, 5)), key=abs)  # logits: thin parts stay low
 WORTH = 0.005  # overlap that another level than 0 must bring
 
 
@@ -61,9 +61,9 @@ def best_level(field: Tensor, share: Tensor) -> float:
         found = F.avg_pool3d((field > level).float()[None], parts)[0]
         both, either = torch.minimum(found, share).sum(), torch.maximum(found, share).sum()
         overlaps.append(both / either.clamp_min(1e-6))
-    overlap = torch.stack(overlaps).cpu()
-    best = int(overlap.argmax())
-    return LEVELS[best] if overlap[best] > overlap[LEVELS.index(0.0)] + WORTH else 0.0
+    plain, *others = torch.stack(overlaps).tolist()
+    best = max(others)  # of equal ones the nearest to 0
+    return LEVELS[1 + others.index(best)] if best > plain + WORTH else 0.0
 
 
 def evaluate(field_at: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ class SameFace:
 
 def _pixels(frames_TCHW: Tensor) -> np.ndarray:
     """[T, H, W, C] as dlib takes them."""
-    return np.array(frames_TCHW.permute(0, 2, 3, 1), order="C")
+    return frames_TCHW.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _shared(a: Any, b: Any) -> int:
