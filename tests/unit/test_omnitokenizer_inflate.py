@@ -148,7 +148,7 @@ def test_a_dry_run_of_the_published_recipe_tells_of_it(tmp_path, capsys):
     for part in ("0", "1", "1.mix.1", "2", "2.mix.1"):
         settings.append(f"stages.{part}.losses.lpips.network={network}")
     settings += ["stages.2.mix.1.batch=1", "stages.2.mix.1.sizes=[[1,64,64]]", "workers=0"]
-    data = f"data.all.path={write_corpus(tmp_path)}"
+    data = f"data.corpus.path={write_corpus(tmp_path)}"
     words = ("train", "curriculum=omnitokenizer", "model=omnitokenizer", *settings, data)
     assert main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
