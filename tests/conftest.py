@@ -1,9 +1,15 @@
 """Fixtures for all tests."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """A shell starts what runs in its background with Ctrl-C ignored; commands respect that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
