@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,18 @@ def _build(losses: Mapping[str, Any], device: torch.device) -> LossSet:
     ).to(device)
 
 
+@contextmanager
+def _told(batch: Batch) -> Iterator[None]:
+    """Say which batch it was that the model or a loss refused."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.tensors.items())
+        raise ConfigError(f"a batch of {batch.kind} ({shapes}) is of no use: {error}") from error
+
+
 def run_batch(
     network: nn.Module,
     model: Model,
@@ -235,50 +248,32 @@ def run_batch(
     Raises:
         ConfigError: The model cannot take the clips, or a loss not what the model returns.
     """
-    try:
-        return _run_batch(network, model, batch, losses, device, step, autocast, draws)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in batch.tensors.items())
-        raise ConfigError(f"a batch of {batch.kind} ({shapes}) is of no use: {error}") from error
-
-
-def _run_batch(
-    network: nn.Module,
-    model: Model,
-    batch: Batch,
-    losses: LossSet | Mapping[str, float],
-    device: torch.device,
-    step: int,
-    autocast: bool,
-    draws: Draws | None,
-) -> tuple[LossResult, LossInputs | None]:
-    if batch.kind == "meshes":
-        planes = PlaneBatch(**batch.tensors).to(device)
+    with _told(batch):
+        if batch.kind == "meshes":
+            planes = PlaneBatch(**batch.tensors).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+                result, _ = network(planes)
+            terms = {**result.losses, **result.quantized.losses}
+            assert isinstance(losses, Mapping)
+            if missing := sorted(set(losses) - set(terms)):
+                raise ConfigError(f"meshes have no loss {missing[0]!r}; choose of {sorted(terms)}")
+            total = torch.stack([weight * terms[name] for name, weight in losses.items()]).sum()
+            return LossResult(total, {name: term.detach() for name, term in terms.items()}), None
+        pixels = batch.tensors["pixels"].to(device, non_blocking=True)
+        clips = to_float(pixels, torch.float32)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            result, _ = network(planes)
-        terms = {**result.losses, **result.quantized.losses}
-        assert isinstance(losses, Mapping)
-        if missing := sorted(set(losses) - set(terms)):
-            raise ConfigError(f"meshes have no loss {missing[0]!r}; choose of {sorted(terms)}")
-        total = torch.stack([weight * terms[name] for name, weight in losses.items()]).sum()
-        return LossResult(total, {name: term.detach() for name, term in terms.items()}), None
-    pixels = batch.tensors["pixels"].to(device, non_blocking=True)
-    clips = to_float(pixels, torch.float32)
-    with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-        result, encoded = network(clips)
-    text = batch.tensors.get("text")
-    inputs = LossInputs(
-        recon=result.recon,
-        target=clips,
-        quantized=result.quantized,
-        features=encoded,
-        text=None if text is None else text.to(device),
-        captions=batch.captions or None,
-        last_layer=_last_layer(model, clips.shape[2]),
-        step=step,
-        draws=draws or Draws(),
-    )
-    assert isinstance(losses, LossSet)
-    return losses(inputs), inputs
+            result, encoded = network(clips)
+        text = batch.tensors.get("text")
+        inputs = LossInputs(
+            recon=result.recon,
+            target=clips,
+            quantized=result.quantized,
+            features=encoded,
+            text=None if text is None else text.to(device),
+            captions=batch.captions or None,
+            last_layer=_last_layer(model, clips.shape[2]),
+            step=step,
+            draws=draws or Draws(),
+        )
+        assert isinstance(losses, LossSet)
+        return losses(inputs), inputs

@@ -1,12 +1,14 @@
 """Fixtures for tests of whole commands: small random weights, and the command line in process."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from llm_models import MAKERS, Tiny
 
 from tools.cli import main
 
@@ -76,3 +78,19 @@ def shipped(weights: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the random weights the ones that ship with the package."""
     monkeypatch.setattr("omnitok.hub.SHIPPED", weights.parent)
     return weights
+
+
+@pytest.fixture(scope="module", params=MAKERS)
+def tiny(request: pytest.FixtureRequest) -> Tiny:
+    """A vision-language model of every kind."""
+    return MAKERS[request.param]()
+
+
+@pytest.fixture
+def plain_inference() -> Iterator[None]:
+    """Without gradients, on one thread: models this small only wait for further ones."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield
+    torch.set_num_threads(threads)

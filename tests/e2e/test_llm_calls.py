@@ -2,7 +2,7 @@
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,23 +12,10 @@ from llm_models import MAKERS, Tiny
 from video.llm import check, compact, keep_every
 from video.llm.tower import tower_of, watched
 
+pytestmark = pytest.mark.usefixtures("plain_inference")
 TOLERANCE = 2e-5
 GREEDY = {"max_new_tokens": 3, "do_sample": False}
 WITH_VIDEOS = sorted({*MAKERS} - {"internvl", "smolvlm"})  # those take a video as images
-
-
-@pytest.fixture(scope="module", params=MAKERS)
-def tiny(request: pytest.FixtureRequest) -> Tiny:
-    return MAKERS[request.param]()
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def two(tiny: Tiny) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Real classes of `transformers`, tiny and with random weights, generate from fewer tokens."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,22 +14,9 @@ from video.llm import FORMS, INSIDE, check, compact, compact_call, keep_every
 from video.llm.encode import encode
 from video.llm.tower import tower_of, window_order
 
+pytestmark = pytest.mark.usefixtures("plain_inference")
 TOLERANCE = 2e-5  # logits are of size 1; both sides round differently
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
-
-
-@pytest.fixture(scope="module", params=MAKERS)
-def tiny(request: pytest.FixtureRequest) -> Tiny:
-    return MAKERS[request.param]()
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # models this small only wait for further threads
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def two(tiny: Tiny) -> dict[str, Any]:

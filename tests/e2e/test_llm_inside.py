@@ -14,23 +14,10 @@ from video.llm.attention import attention_received, attention_rows
 from video.llm.compact import Compact
 from video.llm.forms import layers_of
 
+pytestmark = pytest.mark.usefixtures("plain_inference")
 TOLERANCE = 2e-5
 GREEDY = {"max_new_tokens": 5, "do_sample": False}
 PRUNING = {"fastv": {"layer": 1}, "pyramiddrop": {}, "sparsevlm": {"recycle": 0.0}}
-
-
-@pytest.fixture(scope="module", params=MAKERS)
-def tiny(request: pytest.FixtureRequest) -> Tiny:
-    return MAKERS[request.param]()
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        yield
-    torch.set_num_threads(threads)
 
 
 def equal(tiny: Tiny) -> dict[str, Any]:
