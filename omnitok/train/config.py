@@ -134,9 +134,10 @@ class StageConfig:
             as their weights say.
         freeze: Prefixes of the names of parameters that do not learn.
         quantizer: Bottleneck from this stage on; None keeps the one before.
-        inflate: How an OmniTokenizer that has seen images alone goes on to clips: "average" or
-            "first" as published, or "still" (`omnitok.interop.omnitokenizer_inflate`); None
-            keeps all weights.
+        inflate: How a model that has seen images alone goes on to clips: "still" lets a clip that
+            stands still profit from what images taught (`learn_from_stills` of
+            `omnitok.train.transition`); an OmniTokenizer also knows "average" and "first", as
+            published (`omnitok.interop.omnitokenizer_inflate`). None keeps all weights.
         optim: Optimizer settings and schedule of this stage alone; None takes part in the run's.
     """
 

@@ -238,8 +238,9 @@ class Trainer:
         config = self.config
         limit = seconds if seconds is not None else config.seconds
         batches = load(self.sampler, self.sampler.first_of(self.step))
+        late = self._late(limit)
         try:
-            while self.step < config.steps and not self._over(limit):
+            while self.step < config.steps and not late and not self._asked_to_stop():
                 stage = config.stage_at(self.step)[1]
                 begin = time.monotonic()
                 parts = [next(batches) for _ in range(stage.accumulate)]
@@ -248,7 +249,8 @@ class Trainer:
                 self.seconds += time.monotonic() - begin
                 self.waited += waited
                 self._pending[-1][0].update(waited=round(waited, 4), seconds=round(self.seconds, 2))
-                self._after_step()
+                late = self._late(limit)
+                self._after_step(late)
             self.save()
         except (RuntimeError, MemoryError, OSError, ValueError) as error:
             if (known := self._sentence(error)) is None:
@@ -259,12 +261,18 @@ class Trainer:
                 with suppress(OSError):  # a full disk is told of above
                     self.log.close()
 
-    def _over(self, limit: float | None) -> bool:
-        """Whether the time is up, or somebody asks to stop, on any process."""
+    def _late(self, limit: float | None) -> bool:
+        """Whether the time is up, on any process."""
+        return self._any(limit is not None and self.seconds >= limit)
+
+    def _asked_to_stop(self) -> bool:
+        return self._any(self.hooks.stop is not None and self.hooks.stop())
+
+    def _any(self, mine: bool) -> bool:
+        """Whether it is so on any process; between logged steps nobody asks, as all would wait."""
         if self.world.size > 1 and self.step % self.config.log_every:
-            return False  # asking all of them makes all of them wait
-        late = limit is not None and self.seconds >= limit
-        return self.world.any(late or (self.hooks.stop is not None and self.hooks.stop()))
+            return False
+        return self.world.any(mine)
 
     def _sentence(self, error: Exception) -> str | None:
         text = (str(error).splitlines() or [""])[0]
@@ -282,10 +290,10 @@ class Trainer:
             return f"{error.filename or self.out} cannot be used ({error.strerror})"
         return str(error) if isinstance(error, SampleError | CheckpointError) else None
 
-    def _after_step(self) -> None:
+    def _after_step(self, late: bool) -> None:
         config, step = self.config, self.step
         scores: dict[str, float] = {}
-        if step % config.eval_every == 0 or step == config.steps:
+        if step % config.eval_every == 0 or step == config.steps or late:
             scores = self._validate()
         if scores or step % config.log_every == 0 or step % config.save_every == 0:
             self._flush(scores)

@@ -85,11 +85,9 @@ def start_as_pca(model: Autoencoder, clips: Iterable[Tensor]) -> None:
     # disturb them less; whitened ones were measured to learn more slowly (docs/decisions.md).
     size = pcas[1].std[: max(wide, deep)].clamp_min(1e-4).sqrt()
     size = size / size[: min(wide, deep)].square().mean().sqrt()
-    for pca, embed, head in (
-        (pcas[0], model.embed_first, model.head_first),
-        (pcas[1], model.embed, model.head),
-    ):
-        _fill(embed, head, pca, rank, size)
+    _fill(model.embed, model.head, pcas[1], rank, size, torch.eye(min(wide, len(pcas[1].std))))
+    turn = _turn(*pcas, rank, wide)
+    _fill(model.embed_first, model.head_first, pcas[0], rank, size, turn)
     for layer, gain in ((model.to_latent, 1 / size[:rank]), (model.from_latent, size[:rank])):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
@@ -100,14 +98,38 @@ def start_as_pca(model: Autoencoder, clips: Iterable[Tensor]) -> None:
         model.from_latent.weight[:rank, :rank] *= 2.0  # codes lie in [-1, 1], latents in +-2
 
 
-def _fill(embed: nn.Linear, head: nn.Linear, pca: PCA, rank: int, size: Tensor) -> None:
-    width = min(embed.out_features, len(pca.std))
+def _turn(still: PCA, moving: PCA, rank: int, wide: int) -> Tensor:
+    """Channels from the components of stills, [wide, R]: those of the clips that stand still.
+
+    A channel then means the same in both, and what the blocks learn of pictures holds for clips.
+    The turn is the one closest to the map between both bases (orthogonal Procrustes, Schoenemann
+    1966), for the components that pass the bottleneck and for the others apart.
+    """
+    frames = moving.components.shape[1] // still.components.shape[1]
+    shown = moving.components.view(len(moving.components), frames, -1).sum(1) / frames**0.5
+    columns, rows = min(wide, len(still.std)), min(wide, len(moving.std))
+    turn = torch.zeros(rows, columns)
+    for down, across in (
+        (slice(rank), slice(rank)),
+        (slice(rank, rows), slice(rank, columns)),
+    ):
+        likeness = shown[down] @ still.components[across].T
+        left, _, right = torch.linalg.svd(likeness, full_matrices=False)
+        turn[down, across] = left @ right
+    return turn
+
+
+def _fill(
+    embed: nn.Linear, head: nn.Linear, pca: PCA, rank: int, size: Tensor, turn: Tensor
+) -> None:
+    rows, columns = turn.shape
     # noise is not blown up to the size of the signal
-    scale = 1 / (pca.std[:width] + 0.02 * pca.std[0])
+    scale = 1 / (pca.std[:columns] + 0.02 * pca.std[0])
     scale[:rank] = 1 / pca.std[:rank].clamp_min(1e-4)
     nn.init.zeros_(embed.weight)
-    embed.weight[:width] = pca.components[:width] * (scale * size[:width])[:, None]
+    embed.weight[:rows] = size[:rows, None] * (turn @ (pca.components[:columns] * scale[:, None]))
     embed.bias.copy_(-embed.weight @ pca.mean)
     nn.init.zeros_(head.weight)
-    head.weight[:, :rank] = (pca.components[:rank] * (pca.std[:rank] / size[:rank])[:, None]).T
+    back = (pca.components[:rank] * pca.std[:rank, None]).T @ turn[:rank, :rank].T
+    head.weight[:, :rank] = back / size[:rank]
     head.bias.copy_(pca.mean)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from omnitok.train.config import ConfigError, StageConfig, TrainConfig
 from omnitok.train.network import Model, build_model
 from omnitok.train.pca import start_as_pca
 from omnitok.train.sampler import Sampler
-from omnitok.train.transition import OWN, PLANES, move_over
+from omnitok.train.transition import CLIPS, OWN, PLANES, learn_from_stills, move_over
 
 PCA_BATCHES = 48  # that the first weights are fitted to
 FIT_BATCHES = 8  # that a new bottleneck is fitted to
@@ -36,10 +36,10 @@ def check_stage(stage: StageConfig, model: Model) -> None:
             f"stage {stage.name!r} has meshes in its mix, but the model has no 3D stage; use "
             "model=tiny-3d or give it planes"
         )
-    if stage.inflate is not None and not isinstance(model, OmniTokenizerNet):
+    if isinstance(model, Autoencoder) and stage.inflate not in (None, "still"):
         raise ConfigError(
-            f"stage {stage.name!r} inflates, which only an OmniTokenizer needs: the parts for "
-            "clips of our own models begin as the PCA of clips; leave it out"
+            f"stage {stage.name!r} has inflate={stage.inflate}, which only an OmniTokenizer knows; "
+            "use inflate=still or leave it out"
         )
 
 
@@ -56,7 +56,15 @@ class StageModels:
         self.config, self.sampler, self.device = config, sampler, device
         for number, stage in enumerate(config.stages):
             with torch.device("meta"):
-                check_stage(stage, build_model(config.model, self._quantizer_of(number)))
+                model = build_model(config.model, self._quantizer_of(number))
+            check_stage(stage, model)
+            before = {source.kind for s in config.stages[:number] for source in s.mix}
+            inflates = stage.inflate is not None and isinstance(model, Autoencoder)
+            if inflates and before != {"images"}:
+                raise ConfigError(
+                    f"stage {stage.name!r} inflates what stages of images alone have taught, but "
+                    f"those before it have {sorted(before) or 'nothing'}; leave inflate out"
+                )
 
     def _quantizer_of(self, number: int) -> Mapping[str, Any] | None:
         given = [s.quantizer for s in self.config.stages[: number + 1] if s.quantizer is not None]
@@ -86,14 +94,16 @@ class StageModels:
         """
         new = self.fresh(number)
         self._move(old, new, number)
+        inflated = self.config.stages[number].inflate is not None
+        if inflated and isinstance(new, Autoencoder):
+            learn_from_stills(new, cast(Autoencoder, self.first()))
         planes = self._start_planes(new, number)
         before = dict(old.named_parameters())
         alike = old.config.quantizer == new.config.quantizer
-        inflated = self.config.stages[number].inflate is not None
         begun = (
             *((PLANES,) if planes else ()),
             *(() if alike else OWN),
-            *(MOVING if inflated else ()),
+            *((*MOVING, *CLIPS) if inflated else ()),
         )
         return new, {name for name in before if not name.startswith(begun)}
 
@@ -111,7 +121,8 @@ class StageModels:
 
     def _move(self, old: Model, new: Model, stage: int) -> None:
         clips = self._clips(FIT_BATCHES, self._first_batch_of(stage))
-        move_over(old, new, clips, self.config.stages[stage].inflate)
+        published = isinstance(new, OmniTokenizerNet)
+        move_over(old, new, clips, self.config.stages[stage].inflate if published else None)
 
     def _first_batch_of(self, stage: int) -> int:
         return self.sampler.first_of(sum(s.steps for s in self.config.stages[:stage]))

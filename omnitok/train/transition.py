@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from omnitok.checkpoint import CheckpointError
 from omnitok.interop.omnitokenizer_inflate import MOVING, inflate
 from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
+from omnitok.model import Autoencoder
 from omnitok.quantize import VQ
 from omnitok.train.network import Model
 
@@ -26,6 +27,7 @@ LOW_LOGVAR = -8.0
 GAINS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)  # standard deviations of a bottleneck's input to try
 OWN = ("to_latent.", "from_latent.", "quantizer.")
 PLANES = "planes."
+CLIPS = ("embed.", "head.")  # what only moving patches meet
 
 
 @torch.no_grad()
@@ -70,6 +72,28 @@ def move_over(
         inflate(new, inflation)
     if not alike:
         _fit_bottleneck(old, new, clips)
+
+
+@torch.no_grad()
+def learn_from_stills(model: Autoencoder, start: Autoencoder) -> None:
+    """Give the embedding and the head of moving patches what those of still ones have learned.
+
+    A clip that stands still gains what its frames would gain as pictures. What tells moving patches
+    apart stays as it was, and so do pictures. The channels of both must mean the same, as they do
+    from `omnitok.train.pca.start_as_pca` on.
+
+    Args:
+        model: That has seen pictures alone; changed in place.
+        start: As it was before.
+    """
+    frames = model.config.patch[0]
+    for layer, still, old, spread in (
+        (model.embed, model.embed_first, start.embed_first, (1, frames)),
+        (model.head, model.head_first, start.head_first, (frames, 1)),
+    ):
+        mean = spread[1]  # values of all frames of a patch add up
+        layer.weight.add_((still.weight - old.weight).repeat(spread) / mean)
+        layer.bias.add_((still.bias - old.bias).repeat(spread[0]))
 
 
 def _changed_positions(old: Model, new: Model) -> tuple[str, ...]:

@@ -131,10 +131,6 @@ def test_what_cannot_be_inflated_is_one_sentence(corpus, tmp_path):
     values["stages"] = values["stages"][1:]
     with pytest.raises(ConfigError, match="but nothing has"):
         from_dict(TrainConfig, values)
-    values = run_dict(4)
-    values["stages"][1]["inflate"] = "still"
-    with pytest.raises(ConfigError, match="only an OmniTokenizer"):
-        Trainer(from_dict(TrainConfig, values), tmp_path, {"": corpus})
     values = run_dict(4, start_from=str(save_omnitokenizer(tmp_path / "a.ckpt")))
     with pytest.raises(ConfigError, match="of a OmniTokenizerNet"):
         Trainer(from_dict(TrainConfig, values), tmp_path / "b", {"": corpus})

@@ -36,7 +36,7 @@ def stop_after(out, corpus, steps, config=None):
         stage = run.config.stage_at(run.step)[1]
         run.train_step([next(batches) for _ in range(stage.accumulate)])
         run._pending[-1][0].update(waited=0.0, seconds=0.0)
-        run._after_step()
+        run._after_step(late=False)
     return run
 
 
@@ -90,6 +90,21 @@ def test_the_last_checkpoints_and_the_best_stay(corpus, tmp_path):
     assert run.best == 5.0
     best, last = (omnitok.load(tmp_path / f"{n}.safetensors") for n in ("best", "weights"))
     assert best.weights_sha256 != last.weights_sha256
+
+
+def test_a_run_whose_time_is_up_is_scored_where_it_ends(corpus, tmp_path):
+    seen = []
+
+    def validate(model, step):
+        seen.append(step)
+        return {"psnr": 3.0}
+
+    config = run_config(8, eval_every=100, seconds=1e-9)
+    trainer(corpus, tmp_path, config, validate=validate).run()
+    assert seen == [1]
+    assert float(read_log(tmp_path / "log.csv")[-1]["psnr"]) == 3.0
+    trainer(corpus, tmp_path, config, validate=validate).run()
+    assert seen == [1]
 
 
 def test_weights_of_a_run_are_weights_for_everything(corpus, tmp_path):
