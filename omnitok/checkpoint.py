@@ -186,7 +186,7 @@ def fill(
         The hash of the tensors.
 
     Raises:
-        CheckpointError: Tensors are missing, left over or misshapen.
+        CheckpointError: Tensors are missing, left over, misshapen or not finite.
     """
     check_match(path, model.state_dict(), tensors)
     digest = hash_weights(tensors)
@@ -194,6 +194,11 @@ def fill(
     for name in list(tensors):
         tensor = tensors[name]
         tensors[name] = tensor.to(device, wanted if tensor.is_floating_point() else None)
+        if not tensors[name].sum(dtype=torch.float32).isfinite():
+            raise CheckpointError(
+                f"{path}: {name!r} holds numbers that are not finite in {str(wanted)[6:]}; use an "
+                "earlier checkpoint or a wider type"
+            )
     model.load_state_dict(tensors, assign=True)
     tensors.clear()
     model.requires_grad_(False).eval()

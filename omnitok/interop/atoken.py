@@ -25,7 +25,6 @@ from omnitok.quantize.base import QuantizerConfig
 C = TypeVar("C")
 HEAD_WIDTH = 72  # where no tensor tells it
 GAUSSIAN_HEAD_WIDTH, GAUSSIAN_WINDOW = 64, 8
-PREFIXES = ("", "module.", "model.", "_orig_mod.")  # that programs put before all names
 MARKS = (  # tensors that only AToken has
     "encoder.pos_embedder.position_embedding.weight",
     "decoder.pos_embedder.position_embedding.weight",
@@ -185,7 +184,7 @@ def find_config(
     """The config of published weights, worked out from the shapes of their tensors.
 
     Args:
-        shapes: By published name, without a prefix.
+        shapes: By published name.
         name: Of the model or its file. Only this tells So/D, with its FSQ, from So/C.
         source: For messages.
 
@@ -238,7 +237,7 @@ def find_config(
 
 def _count_blocks(shapes: Iterable[str], start: str) -> int:
     """How many blocks there are in a row from the first on."""
-    pattern = re.compile(rf"^{re.escape(start)}blocks\.(\d+)\.")
+    pattern = re.compile(rf"^{re.escape(start)}blocks\.(\d{{1,4}})\.")
     there = {int(match[1]) for name in shapes if (match := pattern.match(name))}
     return next(n for n in range(len(there) + 1) if n not in there)
 
@@ -293,8 +292,7 @@ def to_ours(
 
 
 def _translate(published: Published) -> tuple[TokenizerConfig, dict[str, Tensor]]:
-    tensors = _strip(published.tensors, MARKS[0])
-    tensors = {name: tensor for name, tensor in tensors.items() if name not in IGNORED}
+    tensors = {n: tensor for n, tensor in published.tensors.items() if n not in IGNORED}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = find_config(shapes, published.name or published.path.stem, published.path)
     network = build(published.path, config, ATokenModel)
@@ -302,27 +300,18 @@ def _translate(published: Published) -> tuple[TokenizerConfig, dict[str, Tensor]
 
 
 def _translate_gaussians(published: Published) -> tuple[GaussianConfig, dict[str, Tensor]]:
-    tensors = _strip(published.tensors, GAUSSIAN_MARKS[0])
-    tensors = {n: tensor for n, tensor in tensors.items() if not n.startswith(GAUSSIAN_IGNORED)}
+    tensors = {
+        n: tensor for n, tensor in published.tensors.items() if not n.startswith(GAUSSIAN_IGNORED)
+    }
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config = find_gaussian_config(shapes, published.path)
     network = build(published.path, config, GaussianDecoder)
     return config, to_ours(tensors, network, published_gaussian_name, published.path)
 
 
-def _strip(tensors: Mapping[str, Tensor], mark: str) -> dict[str, Tensor]:
-    """Take the prefix that `mark` has off all names."""
-    prefix = next((n.removesuffix(mark) for n in tensors if n.endswith(mark)), "")
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-
-
-def _wrapped(marks: Sequence[str]) -> tuple[str, ...]:
-    return tuple(prefix + mark for prefix in PREFIXES for mark in marks)
-
-
 ATOKEN = System(
     name="atoken",
-    marks=_wrapped(MARKS),
+    marks=MARKS,
     translate=_translate,
     read_config=read_config,
     build=ATokenModel,
@@ -330,7 +319,7 @@ ATOKEN = System(
 )
 GAUSSIANS = System(
     name="atoken-gaussians",
-    marks=_wrapped(GAUSSIAN_MARKS),
+    marks=GAUSSIAN_MARKS,
     translate=_translate_gaussians,
     read_config=GaussianConfig.from_dict,
     build=GaussianDecoder,

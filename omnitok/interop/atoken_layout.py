@@ -54,6 +54,7 @@ class Step:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
 def grid_steps(
     grids: tuple[Grid, ...], window: int, kept: int, device: torch.device
 ) -> tuple[Step, ...]:
@@ -62,6 +63,7 @@ def grid_steps(
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
 def grid_items(grids: tuple[Grid, ...], device: torch.device) -> Items:
     """`items_of` for images and clips whose tokens are whole grids."""
     return items_of(grid_coords(grids)[:, 0], device)

@@ -35,8 +35,13 @@ WINDOW = 16  # frames of video that see each other
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
 def resampling(size: int, device: torch.device) -> Tensor:
-    """[size, TABLE_SIDE] weights of antialiased bilinear resampling along one axis."""
+    """[size, TABLE_SIDE] weights of antialiased bilinear resampling along one axis.
+
+    Both axes at once would be wrong on a CPU, where PyTorch fills a single column with its first
+    row.
+    """
     basis = torch.eye(TABLE_SIDE, device=device)[None, None]
     return F.interpolate(basis, size=(size, TABLE_SIDE), mode="bilinear", antialias=True)[0, 0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
@@ -21,6 +22,7 @@ TRIES = 5  # in a row that bring nothing new
 PAUSE = 1.0  # seconds before the second of them; doubles from one to the next
 TIMEOUT = 60.0  # seconds that a server may stay silent
 BLOCK = 1 << 20
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 PARTIAL, RANGE_NOT_SATISFIABLE = 206, 416
 
 
@@ -38,6 +40,7 @@ def download(address: str, path: Path, *, least: int = 0, progress: Progress | N
 
     Raises:
         CheckpointError: It cannot be had; the message says why and how else to get it.
+        OSError: It cannot be kept.
     """
     if urlsplit(address).scheme not in ("http", "https"):
         raise CheckpointError(f"{address!r} is no address of a file; expected http:// or https://")
@@ -107,8 +110,10 @@ class _Download:
                     raise self._failure(f"the server says {error.code} {error.reason}") from error
                 reason = f"the server says {error.code} {error.reason}"
             except (OSError, HTTPException) as error:
-                if isinstance(error, OSError) and error.filename is not None:
-                    raise  # of a file here, such as a full disk
+                if isinstance(error, OSError) and (
+                    error.filename is not None or error.errno in FULL
+                ):
+                    raise  # of a file here
                 cause = getattr(error, "reason", error)
                 reason = str(cause) or type(error).__name__
                 if isinstance(cause, socket.gaierror):

@@ -7,7 +7,7 @@ PyTorch file, read without running anything in it, or safetensors with the publi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ from omnitok.config import TokenizerConfig
 from omnitok.interop.safe_pickle import is_torch_file, load_torch_file
 from omnitok.model import Autoencoder
 from omnitok.tokenizer import Tokenizer
+
+PREFIXES = ("", "module.", "model.", "_orig_mod.")  # that programs put before all names
+HOLDERS = ("state_dict", "model")  # what programs call the tensors among other things
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +166,8 @@ def open_weights(path: Path, systems: Sequence[System], name: str | None = None)
         system, config = read_config(path, metadata, lambda values: _own(values, systems))
         return Opened(path=path, system=system, config=config, tensors=contents)
     published = _published(path, name, contents)
-    system = _recognise(published, systems)
-    config, tensors = system.translate(published)
+    system, prefix = _recognise(published, systems)
+    config, tensors = system.translate(_without(prefix, published))
     return Opened(path=path, system=system, config=config, tensors=tensors)
 
 
@@ -185,11 +188,18 @@ def _published(path: Path, name: str | None, contents: Any) -> Published:
         raise CheckpointError(
             f"{path} holds a {type(contents).__name__}; expected published weights, tensors by name"
         )
-    inner = (contents[key] for key in ("state_dict", "model") if key in contents)
-    held = next((value for value in inner if isinstance(value, Mapping)), contents)
+    held = contents
+    for _ in HOLDERS:  # one may hold the other
+        inner = (held[key] for key in HOLDERS if key in held)
+        held = next((value for value in inner if isinstance(value, Mapping)), held)
     tensors = {}
     for key, value in held.items():
         if isinstance(value, Tensor):
+            if not isinstance(key, str):
+                raise CheckpointError(
+                    f"{path} calls a tensor by a {type(key).__name__}; expected published weights, "
+                    "tensors by name"
+                )
             _check_stored(path, key, value)
             tensors[key] = value.detach()
     return Published(path=path, name=name, tensors=tensors, contents=contents)
@@ -206,15 +216,33 @@ def _check_stored(path: Path, name: str, tensor: Tensor) -> None:
         )
 
 
-def _recognise(published: Published, systems: Sequence[System]) -> System:
-    """The system most of whose marks a file holds."""
-    found = {system: sum(m in published.tensors for m in system.marks) for system in systems}
-    best = max(found, key=lambda system: found[system])
+def _recognise(published: Published, systems: Sequence[System]) -> tuple[System, str]:
+    """The system most of whose marks a file holds, and what is put before its names."""
+    found = {
+        (system, prefix): sum(prefix + mark in published.tensors for mark in system.marks)
+        for prefix in PREFIXES
+        for system in systems
+    }
+    best = max(found, key=lambda kind: found[kind])
     if not found[best]:
-        names = sorted(str(name) for name in published.tensors)[:3]
+        names = sorted(published.tensors)[:3]
         known = sorted(system.name for system in systems if system.name)
         raise CheckpointError(
             f"{published.path} holds tensors of no known tokenizer (the first are {names}); "
             f"expected weights saved by omnitok, or those of one of {known}"
         )
     return best
+
+
+def _without(prefix: str, published: Published) -> Published:
+    """A file's tensors without what is put before their names."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in published.tensors.items():
+        plain = name.removeprefix(prefix)
+        if plain in tensors:
+            raise CheckpointError(
+                f"{published.path} holds {plain!r} twice, with and without {prefix!r}; save one of "
+                "the two"
+            )
+        tensors[plain] = tensor
+    return replace(published, tensors=tensors)

@@ -10,6 +10,7 @@ import argparse
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
@@ -154,10 +155,10 @@ def translate(published: Published) -> tuple[OmniTokenizerConfig, dict[str, Tens
             tensors do not fit them.
     """
     path, name = published.path, published.name or published.path.stem
-    tensors = {n: t for n, t in published.tensors.items() if str(n).startswith(PARTS)}
+    tensors = {n: t for n, t in published.tensors.items() if n.startswith(PARTS)}
     try:
         config = config_of(name, _settings(published), tensors)
-    except (ValueError, TypeError, ArithmeticError) as error:
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path} holds settings that cannot be used: {error}") from error
     network = build(path, config, OmniTokenizerNet)
     state = network.state_dict()
@@ -182,12 +183,17 @@ def translate(published: Published) -> tuple[OmniTokenizerConfig, dict[str, Tens
 
 def _settings(published: Published) -> dict[str, Any]:
     """The settings kept with the tensors, and what is known of the published file."""
-    kept = published.contents.get("hyper_parameters")
-    args = kept.get("args", kept) if isinstance(kept, Mapping) else {}
-    values = vars(args) if isinstance(args, argparse.Namespace) else args
+    kept = _by_name(published.contents.get("hyper_parameters") or {})
+    args = _by_name(kept.get("args", kept))
+    return {**args, "attention": "explicit" if published.name == EXPLICIT else "fused"}
+
+
+def _by_name(values: Any) -> Mapping[str, Any]:
+    if isinstance(values, argparse.Namespace | SimpleNamespace):
+        return vars(values)
     if not isinstance(values, Mapping):
         raise TypeError(f"they are a {type(values).__name__}, not names with values")
-    return dict(values) | {"attention": "explicit" if published.name == EXPLICIT else "fused"}
+    return values
 
 
 def _is_used(name: str, config: OmniTokenizerConfig) -> bool:

@@ -130,7 +130,13 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
     path = entry.path
     if not path.exists():
         least = 0 if os.environ.get(MIRROR) else HALF * entry.parameters  # a mirror may hold others
-        download(entry.address, path, least=least, progress=progress)
+        try:
+            download(entry.address, path, least=least, progress=progress)
+        except OSError as error:
+            raise CheckpointError(
+                f"{entry.file} cannot be kept in {path.parent} ({error.strerror}); free some space "
+                "there or set OMNITOK_CACHE to another folder"
+            ) from error
     known, size = _known(path), path.stat().st_size
     if known is not None and known[0] != size:
         raise _changed(path, f"{known[0]:,} bytes", f"{size:,}")

@@ -95,7 +95,7 @@ def load_torch_file(path: Path) -> Any:
                 raise _refusal(path, name)
         stubs = [(Placeholder, name) for name in named]
         with safe_globals([*((kind, name) for name, kind in PLAIN.items()), *stubs]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_stored(path))
     except CheckpointError:
         raise
     except (*_DAMAGE, RecursionError) as error:
@@ -118,6 +118,14 @@ def _refusal(path: Path, name: str) -> CheckpointError:
 def _is_zip(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(4) == _MAGIC[0]
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether tensors lie in a file as they do in memory; archives may also be compressed."""
+    if not _is_zip(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(part.compress_type == zipfile.ZIP_STORED for part in archive.infolist())
 
 
 def _names(path: Path) -> list[str]:

@@ -50,6 +50,7 @@ class Layout:
         self._phasors: dict[tuple[str, int, float], Tensor] = {}
         self._moves: dict[tuple[str, str], tuple[Tensor, Tensor] | None] = {}
 
+    @torch.inference_mode(False)  # so that training may use a table first made for inference
     def move(self, before: str, after: str) -> tuple[Tensor, Tensor] | None:
         """The permutation (and its inverse) from one kind's token order to another's.
 
@@ -101,6 +102,7 @@ def _windows(height: int, width: int, window: int, offset: int) -> Partition:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
 def grid_layout(height: int, width: int, window: int, device: torch.device) -> Layout:
     """The layout of one time step of an image or clip.
 
@@ -125,6 +127,7 @@ def grid_layout(height: int, width: int, window: int, device: torch.device) -> L
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
 def planes_layout(side: int, device: torch.device) -> Layout:
     """The layout of three planes of `side` x `side` tokens that cross: xy, then xz, then yz.
 

@@ -54,7 +54,8 @@ class Golden:
     @property
     def explicit(self) -> bool:
         """Whether it was recorded with additive biases."""
-        return self.case.startswith("math.")
+        stated = settings().get(self.weights.name, {}).get("attention")
+        return self.case.startswith("math.") or stated == "explicit"
 
     def tensor(self, name: str) -> Tensor:
         with safe_open(self.outputs, "pt") as file:
@@ -184,26 +185,31 @@ def reconstruct(golden: Golden, tok: OmniTokenizer) -> dict[str, Tensor]:
             recon, quantized = vars(model(golden.x() / 2)).values()
         got |= heard | {"recon": recon, "recon_mean": recon}
         if isinstance(model.quantizer, KL):
-            got |= _of_kl(golden, model, quantized)
+            got |= _of_kl(golden, model, got["moments"], quantized)
         else:
             got |= _of_codes(tok, quantized)
     if "indices" in golden.recorded():
         z = model.quantizer.codes_to_latents(golden.tensor("indices"))
         got["recon_from_indices"] = model.decode(z)
+    elif "in_u8" not in golden.recorded():
+        got["recon_z"] = model.decode(rearrange(golden.tensor("z"), "b c t y x -> b t y x c"))
     return got
 
 
-def _of_kl(golden: Golden, model: OmniTokenizerNet, quantized: Any) -> dict[str, Tensor]:
-    moments = rearrange(golden.tensor("moments"), "b c t y x -> b t y x c")
-    mean, logvar = model.quantizer.posterior(moments)
-    noise = rearrange(golden.tensor("eps"), "b c t y x -> b t y x c")
-    z = reparameterise(mean, logvar, noise)
-    return {
-        "z": rearrange(z, "b t y x c -> b c t y x"),
+def _of_kl(
+    golden: Golden, model: OmniTokenizerNet, moments: Tensor, quantized: Any
+) -> dict[str, Tensor]:
+    moments = golden.tensor("moments") if "moments" in golden.recorded() else moments
+    mean, logvar = model.quantizer.posterior(rearrange(moments, "b c t y x -> b t y x c"))
+    got = {
         "kl_raw": kl_divergence(mean, logvar).sum(dim=(1, 2, 4)),
         "kl_loss_w1e-6": 1e-6 * KL_LOSS(SimpleNamespace(quantized=quantized)),
-        "recon_z": model.decode(z),
     }
+    if "eps" in golden.recorded():
+        noise = rearrange(golden.tensor("eps"), "b c t y x -> b t y x c")
+        z = reparameterise(mean, logvar, noise)
+        got |= {"z": rearrange(z, "b t y x c -> b c t y x"), "recon_z": model.decode(z)}
+    return got
 
 
 def _of_codes(tok: OmniTokenizer, quantized: Any) -> dict[str, Tensor]:

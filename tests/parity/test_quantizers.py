@@ -86,7 +86,7 @@ def check_fsq_aux(meta: dict[str, Any], t: dict[str, Tensor]) -> None:
             (actual,) = torch.autograd.grad(loss, z, retain_graph=True)
             close(name, actual, channels_last(meta, t, name))
         else:
-            close(name, loss, t[name], ENTROPY)
+            close(name, loss, t[name], ENTROPY, weight * losses["codebook_entropy"])
 
 
 def check_lfq(meta: dict[str, Any], t: dict[str, Tensor]) -> None:
@@ -114,20 +114,26 @@ def check_lfq(meta: dict[str, Any], t: dict[str, Tensor]) -> None:
     _, out = run(msb, meta, t, "indices_msb_first")
     for name in ("per_sample_entropy", "codebook_entropy"):
         close(f"vqp_{name}", out.losses[name], t[f"vqp_{name}"], ENTROPY)
-    close("vqp_aux_loss", vqp_aux(out.losses["commitment"], out), t["vqp_aux_loss"], ENTROPY)
+    aux, size = vqp_aux(meta, out.losses["commitment"], out)
+    close("vqp_aux_loss", aux, t["vqp_aux_loss"], ENTROPY, size)
 
 
 def check_spherical_lfq(meta: dict[str, Any], t: dict[str, Tensor]) -> None:
     dim = meta["dim"]
     quantizer = build(
-        kind="bsq", dim=dim, entropy_temperature=0.01, entropy_group=dim, entropy_form="clamped"
+        kind="bsq",
+        dim=dim,
+        entropy_temperature=1 / meta.get("inv_temperature", 100),
+        entropy_group=dim,
+        entropy_form="clamped",
     )
     _, out = run(quantizer, meta, t)
     commitment = out.losses["commitment"] / dim  # the source takes the mean over channels
     close("commitment", commitment, t["commitment"], LOSS)
     for name in ("per_sample_entropy", "codebook_entropy"):
         close(name, out.losses[name], t[name], ENTROPY)
-    close("aux_loss", vqp_aux(commitment, out), t["aux_loss"], ENTROPY)
+    aux, size = vqp_aux(meta, commitment, out)
+    close("aux_loss", aux, t["aux_loss"], ENTROPY, size)
 
 
 def check_bsq(meta: dict[str, Any], t: dict[str, Tensor]) -> None:
@@ -148,7 +154,7 @@ def check_bsq(meta: dict[str, Any], t: dict[str, Tensor]) -> None:
     entropy = meta["gamma0"] * out.losses["per_sample_entropy"]
     entropy = entropy - meta["gamma"] * out.losses["codebook_entropy"]
     loss = commitment + meta["zeta"] * entropy / meta["inv_temperature"]
-    close("loss", loss, t["loss"], ENTROPY)
+    close("loss", loss, t["loss"], ENTROPY, meta["zeta"] * out.losses["codebook_entropy"])
     # The source is differentiated at the unit vector, ours through the normalisation as well.
     (actual,) = torch.autograd.grad(loss, z, retain_graph=True)
     close("grad_input_loss", actual, tangent(z, channels_last(meta, t, "grad_input_loss")))
@@ -243,9 +249,12 @@ def vq_loss(out: Quantized, meta: dict[str, Any]) -> Tensor:
     return codebook + meta["beta"] * commitment
 
 
-def vqp_aux(commitment: Tensor, out: Quantized) -> Tensor:
-    entropy = out.losses["per_sample_entropy"] - out.losses["codebook_entropy"]
-    return 0.1 * entropy + 0.25 * commitment
+def vqp_aux(meta: dict[str, Any], commitment: Tensor, out: Quantized) -> tuple[Tensor, Tensor]:
+    """The loss of vector-quantize-pytorch, and its largest term."""
+    weight = meta.get("entropy_loss_weight", 0.1)
+    diversity = meta.get("diversity_gamma", 1.0) * out.losses["codebook_entropy"]
+    entropy = weight * (out.losses["per_sample_entropy"] - diversity)
+    return entropy + meta.get("commitment_loss_weight", 0.25) * commitment, weight * diversity
 
 
 def run(
@@ -282,10 +291,19 @@ def channels_last(meta: dict[str, Any], t: dict[str, Tensor], name: str) -> Tens
     return t[name].movedim(axis, -1).contiguous()
 
 
-def close(name: str, actual: Tensor, expected: Tensor, tolerance: float = GRADIENT) -> None:
-    """Equal within `tolerance` of the largest recorded value; prints how close."""
+def close(
+    name: str,
+    actual: Tensor,
+    expected: Tensor,
+    tolerance: float = GRADIENT,
+    term: Tensor | float = 1e-12,
+) -> None:
+    """Equal within `tolerance` of the largest recorded value; prints how close.
+
+    Of a sum whose terms may cancel, `term` is the size of one: it is no more exact than that.
+    """
     assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
-    scale = max(expected.abs().max().item(), 1e-12)
+    scale = max(expected.abs().max().item(), float(term))
     error = (actual - expected).abs().max().item() / scale
     print(f"{name}: {error:.1e} of {scale:.3g}")
     assert math.isfinite(error), name

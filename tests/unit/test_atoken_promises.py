@@ -14,7 +14,7 @@ from omnitok.checkpoint import hash_weights
 from omnitok.interop.atoken import FSQ_LEVELS, config_of, published_name
 from omnitok.interop.atoken_gaussians import GaussianConfig, GaussianDecoder, gaussian_stack
 from omnitok.interop.atoken_layout import grid_items, grid_steps, steps
-from omnitok.interop.atoken_net import ATokenModel
+from omnitok.interop.atoken_net import ATokenModel, PositionTable
 from omnitok.interop.atoken_pixels import to_tokens, whole_patches
 from omnitok.interop.atoken_tokenizer import ATokenTokenizer
 from shapes import splats
@@ -271,6 +271,24 @@ def test_checkpointing_gives_the_same_gradients():
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for plain, saved in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, saved, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 5, 20])
+def test_positions_of_a_single_column_are_those_of_a_row(size):
+    table = PositionTable(8)
+    torch.nn.init.normal_(table.weight)
+    column = table([(size, 1)], torch.arange(size))
+    turned = table.weight.view(16, 16, 8).transpose(0, 1).flatten(0, 1)
+    table.weight = torch.nn.Parameter(turned)
+    torch.testing.assert_close(table([(1, size)], torch.arange(size)), column)
+
+
+def test_training_goes_on_after_inference():
+    model, x = model_of().train(), pixels(1, 3, 6, 11, 13)
+    with torch.inference_mode():  # tables that this makes must not stop training
+        model(x)
+    model(x).recon.square().mean().backward()
+    assert model.encoder.positions.weight.grad.any()
 
 
 # voxels

@@ -244,6 +244,26 @@ def test_published_weights_are_held_to_their_first_hash_and_size(entry, server):
         registry.fetch(NAME)
 
 
+def test_a_full_disk_is_no_fault_of_the_server(entry, server):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"cannot be kept in .* \(File too large\)"):
+            registry.fetch(NAME)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(server.asked) == 1
+    assert registry.fetch(NAME).read_bytes() == server.data
+
+
+def test_a_cache_that_cannot_be_made_costs_one_sentence(entry, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("OMNITOK_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(CheckpointError, match=r"Not a directory.* set OMNITOK_CACHE"):
+        omnitok.load(NAME)
+
+
 def test_without_a_network_one_sentence_says_what_to_do(entry, monkeypatch):
     monkeypatch.setattr(module, "PAUSE", 0.0)
     monkeypatch.setenv(registry.MIRROR, "http://127.0.0.1:9")  # nobody listens there

@@ -69,6 +69,15 @@ def test_positions_are_the_middles_of_patches_in_rows_and_columns():
     assert coords.tolist() == [[0, y + 0.5, x + 0.5, 0] for y in range(2) for x in range(3)]
 
 
+def test_tables_made_for_inference_serve_training():
+    config = StackConfig(width=16, heads=2, layers=LAYER_KINDS, mlp_hidden=8, window=3)
+    stack = randomised(config)
+    x = torch.randn(1, 2, 6 * 11, 16)
+    with torch.inference_mode():
+        stack(x, grid_layout(6, 11, 3, CPU))
+    stack(x, grid_layout(6, 11, 3, CPU)).sum().backward()
+
+
 def test_the_gradient_of_a_reordering_puts_every_token_back():
     layout = grid_layout(5, 7, 3, CPU)
     x = torch.zeros(1, 1, 35, 1, requires_grad=True)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -74,6 +75,47 @@ def test_settings_that_are_missing_are_told_from_the_tensors(flavour, tmp_path):
         told = omnitok.load(tmp_path / name)
         assert told.config == replace(known.config, name=name[0], clip_frames=17)
         assert told.weights_sha256 == known.weights_sha256
+
+
+PLACES = {
+    "namespace in dict": lambda settings: {"args": argparse.Namespace(**settings)},
+    "dict in dict": lambda settings: {"args": settings},
+    "namespace": lambda settings: argparse.Namespace(**settings),
+    "simple namespace": lambda settings: SimpleNamespace(**settings),
+    "dict": dict,
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_settings_are_read_wherever_programs_keep_them(place, tmp_path):
+    kept = PLACES[place](SETTINGS | {"casual_in_peg": False})  # which no shape tells
+    contents = {"state_dict": omnitokenizer_state(), "hyper_parameters": kept}
+    torch.save(contents, tmp_path / "a.ckpt")
+    config = omnitok.load(tmp_path / "a.ckpt").config
+    assert (config.causal_attention, config.causal_peg) == (True, False)
+    assert config.clip_frames == SETTINGS["sequence_length"]
+
+
+@pytest.mark.parametrize("kept", [Path("settings.yaml"), [1]], ids=str)
+def test_settings_that_cannot_be_read_are_not_guessed(kept, tmp_path):
+    contents = {"state_dict": omnitokenizer_state(), "hyper_parameters": kept}
+    torch.save(contents, tmp_path / "a.ckpt")
+    assert "settings that cannot be used" in refusal(tmp_path / "a.ckpt")
+
+
+def test_settings_that_hold_themselves_are_refused(tmp_path):
+    settings = argparse.Namespace(**SETTINGS)
+    settings.heads = settings
+    contents = {"state_dict": omnitokenizer_state(), "hyper_parameters": {"args": settings}}
+    torch.save(contents, tmp_path / "a.ckpt")
+    assert "settings that cannot be used" in refusal(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_names_that_programs_put_something_before_are_known(prefix, file, tmp_path):
+    state = {prefix + name: tensor for name, tensor in omnitokenizer_state().items()}
+    path = save_omnitokenizer(tmp_path / "some.bin", state)
+    assert omnitok.load(path).weights_sha256 == omnitok.load(file).weights_sha256
 
 
 @pytest.mark.parametrize("spelling", ["causal", "casual"])

@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,13 +58,15 @@ def test_the_config_is_worked_out_from_the_tensors(file):
     assert torch.equal(tok.model.proj.weight, atoken_state()["proj.weight"])
 
 
-@pytest.mark.parametrize("wrapped", ["state_dict", "model", "module.", "model."])
+@pytest.mark.parametrize("wrapped", ["state_dict", "model", "both", "module.", "model."])
 def test_wrapped_files_are_the_same_model(wrapped, file, tmp_path):
     state = atoken_state() | {"logit_scale": torch.ones(1), "logit_bias": torch.ones(1)}
     if wrapped.endswith("."):
         state = {wrapped + name: tensor for name, tensor in state.items()}
     else:
-        state = {wrapped: state, "epoch": 3, "args": argparse.Namespace(lr=1.0)}
+        inner = {"state_dict": state, "step": 3} if wrapped == "both" else state
+        outer = "model" if wrapped == "both" else wrapped
+        state = {outer: inner, "epoch": 3, "args": argparse.Namespace(lr=1.0)}
     other = omnitok.load(save(tmp_path / "other.pt", state))
     assert other.weights_sha256 == omnitok.load(file).weights_sha256
 
@@ -125,6 +128,30 @@ def test_tensors_that_share_memory_are_converted(tmp_path):
     assert omnitok.load(before).weights_sha256 == omnitok.load(after).weights_sha256
 
 
+def test_a_compressed_archive_is_the_same_model(file, tmp_path):
+    with zipfile.ZipFile(file) as stored, zipfile.ZipFile(tmp_path / "a.pt", "w") as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name), zipfile.ZIP_DEFLATED)
+    assert omnitok.load(tmp_path / "a.pt").weights_sha256 == omnitok.load(file).weights_sha256
+
+
+@pytest.mark.parametrize("prefix", ["ema.", "module."])
+@pytest.mark.parametrize("first", [True, False])
+def test_of_two_copies_of_the_weights_none_is_chosen(prefix, first, tmp_path):
+    state = atoken_state()
+    other = {prefix + name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    path = save(tmp_path / "two.pt", other | state if first else state | other)
+    assert f"'{prefix}" in refusal(path)
+
+
+def test_a_copy_that_lacks_marks_is_not_mixed_with_the_other(tmp_path):
+    state = atoken_state()
+    other = {f"module.{name}": tensor for name, tensor in state.items()}
+    del state["encoder.head.probe"]
+    text = refusal(save(tmp_path / "two.pt", state | other))
+    assert "twice, with and without 'module.'" in text
+
+
 FAULTS = {
     "missing": ("decoder.blocks.1.norm2.weight", None),
     "missing early": ("encoder.input_layer.weight", None),
@@ -139,6 +166,7 @@ FAULTS = {
     "complex": ("decoder.out_norm.weight", torch.zeros(144, dtype=torch.complex64)),
     "sparse": ("decoder.out_norm.weight", torch.zeros(144).to_sparse()),
     "expanded": ("decoder.out_norm.weight", torch.zeros(1).expand(144)),
+    "endless number": (f"encoder.blocks.{'9' * 5000}.norm1.weight", torch.zeros(3)),
     "no tensor": ("decoder.out_norm.weight", [1.0] * 144),
 }
 
@@ -155,12 +183,17 @@ def test_the_first_tensor_at_fault_is_named(fault, tmp_path):
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):
+    itself: dict[str, object] = {}
+    itself["model"] = itself
     cases = {
         "other.pt": {"layer.weight": torch.zeros(3)},
         "number.pt": 3,
         "list.pt": [torch.zeros(3)],
         "empty.pt": {},
         "keys.pt": {1: torch.zeros(3)},
+        "named by number.pt": atoken_state() | {1: torch.zeros(3)},
+        "pair.pt": gaussian_state() | {("a", 1): torch.zeros(3)},
+        "self.pt": itself,
     }
     for name, content in cases.items():
         assert name in refusal(save(tmp_path / name, content))
@@ -192,6 +225,14 @@ def test_what_a_pickle_asks_for_is_not_run(zipped, tmp_path, monkeypatch):
         path.write_bytes(pickle.dumps({"extra": Payload()}, protocol=2))
     assert "mkdir" in refusal(path)
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_numbers_that_are_not_finite_are_refused(value, tmp_path):
+    state = atoken_state()
+    state["decoder.blocks.1.norm2.weight"][7] = float(value)
+    text = refusal(save(tmp_path / "bad.pt", state))
+    assert "'decoder.stack.blocks.1.norm2.weight' holds numbers that are not finite" in text
 
 
 LOADING = """
