@@ -24,6 +24,7 @@ from omnitok.model import Autoencoder
 CONFIG_KEY = "omnitok_config"
 CARD_KEY = "omnitok_card"
 SYSTEM_KEY = "system"  # in the config of published systems
+MESSAGE = 300  # characters of an error that may quote what a stranger wrote
 
 
 T = TypeVar("T")
@@ -160,7 +161,8 @@ def read_config(
     try:
         return from_dict(json.loads(metadata[CONFIG_KEY]))
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds a config that cannot be used: {error}") from error
+        reason = str(error)[:MESSAGE]
+        raise CheckpointError(f"{path} holds a config that cannot be used: {reason}") from error
 
 
 def build(path: str | Path, config: C, network: Callable[[C], M]) -> M:
@@ -169,7 +171,8 @@ def build(path: str | Path, config: C, network: Callable[[C], M]) -> M:
         with torch.device("meta"):
             return network(config)
     except (ValueError, TypeError, RuntimeError) as error:  # a choice or a size that no part knows
-        raise CheckpointError(f"{path} holds a config that cannot be built: {error}") from error
+        reason = str(error)[:MESSAGE]
+        raise CheckpointError(f"{path} holds a config that cannot be built: {reason}") from error
 
 
 def fill(
@@ -194,7 +197,7 @@ def fill(
     for name in list(tensors):
         tensor = tensors[name]
         tensors[name] = tensor.to(device, wanted if tensor.is_floating_point() else None)
-        if not tensors[name].sum(dtype=torch.float32).isfinite():
+        if not _is_finite(tensors[name]):
             raise CheckpointError(
                 f"{path}: {name!r} holds numbers that are not finite in {str(wanted)[6:]}; use an "
                 "earlier checkpoint or a wider type"
@@ -203,6 +206,13 @@ def fill(
     tensors.clear()
     model.requires_grad_(False).eval()
     return digest
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are, without a table of which; its ends tell."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    return all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def check_match(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, get_type_hints
 
 from omnitok.quantize.base import QuantizerConfig
@@ -31,13 +31,18 @@ def reject_unknown(name: str, given: Mapping[str, Any], known: Any) -> None:
 
 
 def hold_to_types(config: Any) -> None:
-    """Hold every field of a dataclass to its annotation: lists become tuples, the rest is refused.
+    """Hold every field of a dataclass, and of those in it, to its annotation.
+
+    Lists become tuples, the rest is refused.
 
     Raises:
         ValueError: A field is of another type; the message names it.
     """
     for name, hint in get_type_hints(type(config)).items():
-        setattr(config, name, conform(name, getattr(config, name), hint))
+        value = conform(name, getattr(config, name), hint)
+        setattr(config, name, value)
+        if is_dataclass(value):
+            hold_to_types(value)
 
 
 @dataclass(kw_only=True, slots=True)
