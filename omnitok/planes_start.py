@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from omnitok.model import Autoencoder
 from omnitok.planes import CONTRAST, VIEW_SHARE
@@ -29,7 +30,7 @@ def start_planes(model: Autoencoder, rasters: Sequence[Tensor]) -> None:
 
     Args:
         model: With a 3D stage.
-        rasters: Training shapes, [B, P, C, R, R] each.
+        rasters: Training shapes, [B, P, C, R, R] each, on the device of the model.
 
     Raises:
         ValueError: A decoded cell is not a cell of the raster.
@@ -39,7 +40,7 @@ def start_planes(model: Autoencoder, rasters: Sequence[Tensor]) -> None:
     config = parts.config
     if config.fine != config.cells:
         raise ValueError(f"planes fine={config.fine} and cells={config.cells} must be equal")
-    weight_C = torch.ones(config.channels)
+    weight_C = parts.embed.weight.new_ones(config.channels)
     weight_C[config.bins :] = VIEW_SHARE
     scale_V = weight_C.repeat(config.cells**2)
     pca = PCA.fit(_patches(raster, config.cells) * scale_V for raster in rasters)
@@ -76,7 +77,7 @@ def _fit_head(model: Autoencoder, rasters: Sequence[Tensor]) -> None:
     assert parts is not None
     config = parts.config
     deep = model.config.decoder.width
-    gram = torch.zeros(deep + 1, deep + 1, dtype=torch.float64)
+    gram = parts.head.weight.new_zeros(deep + 1, deep + 1, dtype=torch.float64)
     cross: Tensor | None = None
     kept = {}
     for module in model.modules():  # features of the means, not of samples
@@ -85,7 +86,7 @@ def _fit_head(model: Autoencoder, rasters: Sequence[Tensor]) -> None:
     for raster in rasters:
         z = model.quantizer(model.encode_planes(raster)).z_q
         from_decoder = model.decode_features(z).flatten(0, 2).double()
-        ones = torch.cat([from_decoder, torch.ones(len(from_decoder), 1).double()], dim=1)
+        ones = F.pad(from_decoder, (0, 1), value=1.0)
         wanted = _patches(raster[:, :, : config.bins], config.cells).double()
         wanted = (wanted - 0.5) * (CONTRAST / 3)
         gram += ones.T @ ones
@@ -93,9 +94,8 @@ def _fit_head(model: Autoencoder, rasters: Sequence[Tensor]) -> None:
     for module, training in kept.items():
         module.training = training
     assert cross is not None
-    ridge = RIDGE * gram.diagonal()[:-1].mean() * torch.eye(deep + 1).double()
-    ridge[-1, -1] = 0
-    solved = torch.linalg.solve(gram + ridge, cross).float()
+    gram.diagonal()[:-1].add_(RIDGE * gram.diagonal()[:-1].mean())
+    solved = torch.linalg.solve(gram, cross).float()
     rows = torch.arange(config.fine**2 * (config.features + config.bins))
     profile = rows % (config.features + config.bins) >= config.features
     parts.head.weight[profile] = solved[:-1].T

@@ -12,12 +12,14 @@ import pytest
 from omnitok.train.config import DatasetConfig, TrainConfig, from_dict
 from omnitok.train.log import read_log
 from video.data.datasets import find_items
+from video.data.items import FileItem
 
 SMALL = {
     "preset": "tiny-kl",
     "encoder": {"width": 64, "heads": 1, "layers": ["local"], "mlp_hidden": 64},
     "decoder": {"width": 64, "heads": 1, "layers": ["local", "shifted"], "mlp_hidden": 64},
 }
+VQ = {"kind": "vq", "dim": 6, "codebook_size": 32}
 FSQ = {"kind": "fsq", "dim": 6, "levels": [8, 8, 8, 5, 5, 5]}
 LOSSES = {"rmse": 1.0, "kl": 1e-6}
 
@@ -53,6 +55,13 @@ def corpus(tmp_path_factory):
     """Its items by kind."""
     root = write_corpus(tmp_path_factory.mktemp("corpus"))
     return find_items(DatasetConfig(path=str(root)))
+
+
+def with_a_broken_one(root: Path) -> dict[str, list[Any]]:
+    """The items of a corpus, and a picture that is not there."""
+    items = find_items(DatasetConfig(path=str(root)))
+    items["images"].append(FileItem(str(root / "gone.png"), weight=60.0))
+    return items
 
 
 def run_dict(steps: int = 12, **changes: Any) -> dict[str, Any]:
@@ -93,6 +102,7 @@ def two_process_config(kind: str = "copy", network: str = "") -> TrainConfig:
         network: File of a perceptual network, for "games".
     """
     values = run_dict(8, shard=kind == "shard", save_every=4, eval_every=3, autocast=False)
+    values["log_every"] = 2  # some steps are scored without being logged
     if kind == "games":
         game = {"weight": 0.1, "width": 4, "depth": 1, "adaptive": True, "lecam": 0.1}
         values["stages"][1]["losses"] = {

@@ -6,12 +6,10 @@ import sys
 from pathlib import Path
 
 import torch
-from small_runs import two_process_config
+from small_runs import two_process_config, with_a_broken_one
 
-from omnitok.train.config import DatasetConfig
 from omnitok.train.loop import Hooks, Trainer
 from omnitok.train.parallel import join, leave
-from video.data.datasets import find_items
 
 torch.set_num_threads(1)
 corpus, out, kind, network, kill_at = sys.argv[1:]
@@ -23,10 +21,12 @@ def die(values):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-items = {"small": find_items(DatasetConfig(path=corpus))}
+items = {"small": with_a_broken_one(Path(corpus))}
 world = join("cpu")
 validate = (lambda model, step: {"psnr": float(step)}) if world.is_first else None
 config = two_process_config(kind, network)
 trainer = Trainer(config, Path(out), items, world, Hooks(on_step=die, validate=validate))
 trainer.run()
+if world.is_first:
+    print(sorted(trainer.broken))
 leave()

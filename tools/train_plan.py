@@ -12,40 +12,40 @@ from typing import Any
 import torch
 
 from omnitok.train.config import SourceConfig, TrainConfig
-from omnitok.train.network import Network, Objectives, build_model, run_batch
+from omnitok.train.network import Network, Objectives, run_batch
 from omnitok.train.sampler import Item, Sampler
-from omnitok.train.stages import check_stage
+from omnitok.train.stages import StageModels
 
 
 def plan_run(
-    config: TrainConfig, items: Mapping[str, Mapping[str, Sequence[Item]]]
+    config: TrainConfig,
+    items: Mapping[str, Mapping[str, Sequence[Item]]],
+    device: torch.device,
 ) -> dict[str, Any]:
-    """Facts about a run. Times are of one real batch of every source, here, on one process."""
+    """Facts about a run. Times are of one real batch of every source, here, on one process.
+
+    Raises:
+        ConfigError: The run would be refused.
+    """
     sampler = Sampler(config, items)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     objectives = Objectives(config.stages, device)
-    quantizer, stages, first = None, [], 0
-    for stage in config.stages:
-        quantizer = stage.quantizer or quantizer
-        model = build_model(config.model, quantizer).to(device)
-        check_stage(stage, model)
+    models = StageModels(config, sampler, device)
+    if config.start_from is not None:
+        models.first()
+    stages, first = [], 0
+    for number, stage in enumerate(config.stages):
+        model = models.fresh(number)
         network = Network(model)
         rows: list[dict[str, Any]] = []
         for place, source in enumerate(stage.mix):
-            number = next(
-                (
-                    n
-                    for n in range(first, first + stage.steps * stage.accumulate)
-                    if sampler.choose(n)[0] == place
-                ),
-                None,
-            )
-            if number is None:
+            numbers = range(first, first + stage.steps * stage.accumulate)
+            drawn = next((n for n in numbers if sampler.choose(n)[0] == place), None)
+            if drawn is None:
                 continue
-            size = sampler.choose(number)[2]
+            size = sampler.choose(drawn)[2]
             losses = objectives.of(stage, source)
             for _ in range(2):  # the first time pays for buffers
-                batch = sampler[number]
+                batch = sampler[drawn]
                 begin = time.monotonic()
                 result, _ = run_batch(network, model, batch, losses, device, 0, config.autocast)
                 result.total.backward()  # type: ignore[no-untyped-call]
@@ -73,6 +73,7 @@ def plan_run(
         )
         first += stage.steps * stage.accumulate
     parameters = sum(p.numel() for p in model.parameters())
+    seconds = sum(s["seconds"] for s in stages)
     return {
         "files": {
             name: {kind: len(files) for kind, files in kinds.items()}
@@ -84,7 +85,7 @@ def plan_run(
         "device": str(device),
         "stages": stages,
         "steps": config.steps,
-        "seconds": sum(s["seconds"] for s in stages),
+        "seconds": seconds if config.seconds is None else min(seconds, round(config.seconds)),
     }
 
 

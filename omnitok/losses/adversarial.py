@@ -7,7 +7,7 @@ Shape suffixes: N pictures or clips.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -62,13 +62,15 @@ def discriminator_loss(real: Tensor, fake: Tensor, kind: str) -> Tensor:
     return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
 
 
-def adaptive_factor(others: Tensor, adversary: Tensor, last_layer: Tensor) -> Tensor:
+def adaptive_factor(others: Tensor, adversary: Tensor, last_layer: Sequence[Tensor]) -> Tensor:
     """Length of the gradient of the other losses over that of the adversary, 0 to 1e4."""
-    wanted, given = (
-        mean_of_all(torch.autograd.grad(loss, last_layer, retain_graph=True)[0]).norm()
-        for loss in (others, adversary)
-    )
-    factor: Tensor = (wanted / (given + 1e-4)).clamp(0, 1e4)
+
+    def length(loss: Tensor) -> Tensor:
+        gradients = torch.autograd.grad(loss, last_layer, retain_graph=True)
+        lengths = [torch.linalg.vector_norm(mean_of_all(gradient)) for gradient in gradients]
+        return torch.linalg.vector_norm(torch.stack(lengths))  # type: ignore[no-any-return]
+
+    factor: Tensor = (length(others) / (length(adversary) + 1e-4)).clamp(0, 1e4)
     return factor.detach()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -66,7 +66,8 @@ class LossInputs:
         features: [B, N, D] tokens of the encoder, for semantic losses.
         text: [B, E] embedding of each clip's caption.
         captions: The caption of each clip, where there are no embeddings.
-        last_layer: Weight of the last layer of the decoder, for adaptive weights.
+        last_layer: Weights of the last layer of the decoder (of all frames that may be judged), for
+            adaptive weights.
         step: Of the stage, from 0.
         draws: Random numbers for the clips.
     """
@@ -77,7 +78,7 @@ class LossInputs:
     features: Tensor | None = None
     text: Tensor | None = None
     captions: list[str] | None = None
-    last_layer: Tensor | None = None
+    last_layer: Sequence[Tensor] | None = None
     step: int = 0
     draws: Draws = field(default_factory=Draws)
     _shared: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)

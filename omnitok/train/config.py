@@ -300,6 +300,8 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "")
         a, b, name = before.get(key), now.get(key), f"{at}{key}"
         if a == b or (not at and key in MAY_CHANGE):
             continue
+        if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+            a, b = dict(enumerate(a)), dict(enumerate(b))
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, f"{name}.")
         else:

@@ -42,10 +42,9 @@ class Log:
     def write(self, values: Mapping[str, Any]) -> None:
         """Add one line."""
         more = {k: v for k, v in values.items() if k not in COLUMNS}
-        new = not self.path.exists()
         with open(self.path, "a", newline="") as file:
             writer = csv.writer(file)
-            if new:
+            if not file.tell():  # a run that was killed may leave an empty file
                 writer.writerow([*COLUMNS, "more"])
             writer.writerow([*(values.get(k, "") for k in COLUMNS), json.dumps(more)])
         for name, value in values.items():

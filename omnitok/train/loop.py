@@ -96,29 +96,18 @@ class Trainer:
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
         saved = self.checkpoints.load()
         if saved is None:
-            self._adopt(0, self._first())
+            self._adopt(0, self.models.first())
         else:
             self._resume(*saved)
         self.log = Log(self.out, self.step) if self.world.is_first else None
 
     # the model of a stage
 
-    def _first(self) -> Model:
-        try:
-            return self.models.first()
-        except CheckpointError as error:
-            raise ConfigError(f"start_from={self.config.start_from}: {error}") from error
-
     def _adopt(self, number: int, model: Model) -> None:
         """Make a model, equal on every process, the one that trains in a stage."""
         config = self.config
         self.stage, stage = number, config.stages[number]
         self.model = model.train()
-        known = [name for name, _ in model.named_parameters()]
-        if wrong := [p for p in stage.freeze if not any(n.startswith(p) for n in known)]:
-            raise ConfigError(
-                f"stage {stage.name!r} freezes {wrong[0]!r}, which no weight starts with"
-            )
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not any(name.startswith(p) for p in stage.freeze))
         stack_checkpointing(model, config.gradient_checkpointing)
@@ -141,6 +130,7 @@ class Trainer:
         heads = self.optimizer.head_state()
         old = self.models.fresh(self.stage)
         old.load_state_dict(before["model"])
+        torch.manual_seed(self._seed_of(-1))  # whatever was saved or resumed just before
         new, kept = self.models.grow(old, number)
         self._adopt(number, new)
         for name, parameter in self.model.named_parameters():
@@ -163,7 +153,7 @@ class Trainer:
         sums: dict[str, Tensor] = {}
         files: list[str] = []
         for m, batch in enumerate(batches):
-            seed = hash((config.seed, self.step, m)) % 2**63
+            seed = self._seed_of(m)
             torch.manual_seed(seed)  # noise of the bottleneck
             losses = self.objectives.of(stage, stage.mix[batch.source])
             result, inputs = run_batch(
@@ -196,6 +186,10 @@ class Trainer:
         stacked = torch.stack([*(x.float() * scale for x in sums.values()), norm.float()])
         self._pending.append((values, stacked, files))
         self.step += 1
+
+    def _seed_of(self, part: int) -> int:
+        """Of batch `part` of this step, or of what comes before it."""
+        return hash((self.config.seed, self.step, part)) % 2**63
 
     def _play(self, losses: LossSet, inputs: Any) -> dict[str, Tensor]:
         result = losses.discriminate(inputs)
@@ -252,6 +246,7 @@ class Trainer:
                 late = self._late(limit)
                 self._after_step(late)
             self.save()
+            self.broken = self.world.union(self.broken)
         except (RuntimeError, MemoryError, OSError, ValueError) as error:
             if (known := self._sentence(error)) is None:
                 raise
@@ -292,10 +287,9 @@ class Trainer:
 
     def _after_step(self, late: bool) -> None:
         config, step = self.config, self.step
-        scores: dict[str, float] = {}
-        if step % config.eval_every == 0 or step == config.steps or late:
-            scores = self._validate()
-        if scores or step % config.log_every == 0 or step % config.save_every == 0:
+        scored = step % config.eval_every == 0 or step == config.steps or late
+        scores = self._validate() if scored else {}  # of one process; all of them have to flush
+        if scored or step % config.log_every == 0 or step % config.save_every == 0:
             self._flush(scores)
         if step % config.save_every == 0:
             self.save()
@@ -356,6 +350,7 @@ class Trainer:
                     "config": asdict(self.config),
                     "stage": self.stage,
                     "seconds": self.seconds,
+                    "waited": self.waited,
                     "best": self.best,
                     "world": self.world.size,
                     "objectives": self.objectives.state_dict(),
@@ -385,3 +380,4 @@ class Trainer:
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
         self.step, self.seconds, self.best = step, state["seconds"], state["best"]
+        self.waited = state.get("waited", 0.0)  # earlier versions did not keep it

@@ -126,10 +126,10 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     return [block for stack in stacks for block in stack.blocks]  # type: ignore[union-attr]
 
 
-def _last_layer(model: Model, frames: int) -> Tensor:
-    """The weight that makes the pixels: of moving patches, or of still ones."""
+def _last_layer(model: Model, frames: int) -> list[Tensor]:
+    """The weights that make the pixels: of still patches, and of moving ones if there are any."""
     heads = model if isinstance(model, Autoencoder) else model.decoder
-    return (heads.head if frames > 1 else heads.head_first).weight
+    return [head.weight for head in (heads.head_first, heads.head)[: 1 + (frames > 1)]]
 
 
 def stack_checkpointing(model: nn.Module, on: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,14 @@ class World:
         if self.size == 1:
             return flag
         return bool(self.mean(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def union(self, values: dict[str, str]) -> dict[str, str]:
+        """What the processes hold together."""
+        if self.size == 1:
+            return values
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, values)
+        return {key: value for part in parts for key, value in part.items()}
 
     def wait(self) -> None:
         """Until every process is here."""

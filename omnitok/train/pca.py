@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from omnitok.groups import first_frame, num_groups
 from omnitok.model import Autoencoder
-from omnitok.nn.patch import Patch, patchify
+from omnitok.nn.patch import Patch, pad_frames, patchify
 
 
 @dataclass
@@ -57,9 +58,10 @@ class PCA:
 
 
 def split_patches(clips: Iterable[Tensor], patch: Patch) -> tuple[list[Tensor], list[Tensor]]:
-    """Patches of first frames and of groups, from clips [B, 3, T, H, W] of whole groups."""
+    """Patches of first frames and of groups, from clips [B, 3, T, H, W] of any size."""
     still, moving = [], []
-    for x in clips:
+    for clip in clips:
+        x = pad_frames(clip, patch, first_frame(num_groups(clip.shape[2], patch[0]), patch[0]))
         still.append(patchify(x[:, :, :1], (1, *patch[1:])).flatten(0, 2))
         if x.shape[2] > 1:
             moving.append(patchify(x[:, :, 1:], patch).flatten(0, 2))
@@ -72,28 +74,32 @@ def start_as_pca(model: Autoencoder, clips: Iterable[Tensor]) -> None:
 
     Args:
         model: A model whose blocks are the identity (`Autoencoder.reset_parameters`).
-        clips: [B, 3, T, H, W] in [-1, 1], of whole groups, some with more than one frame.
+        clips: [B, 3, T, H, W] in [-1, 1]; if there are none, the model stays as it is.
     """
     still, moving = split_patches(clips, model.config.patch)
+    if not still:
+        return
     if not moving:  # pictures alone: as frames that stand still
         t = model.config.patch[0]
         moving = [patches.repeat(1, t) for patches in still]
-    rank = model.quantizer.dim
     pcas = PCA.fit(still), PCA.fit(moving)
+    dim = model.quantizer.dim
+    rank = min(dim, len(pcas[1].std))  # a small patch may have fewer values than channels
     wide, deep = model.embed.out_features, model.head.in_features
     # Strong components are large in the residual stream, so that equal steps of the optimizer
     # disturb them less; whitened ones were measured to learn more slowly (docs/decisions.md).
     size = pcas[1].std[: max(wide, deep)].clamp_min(1e-4).sqrt()
     size = size / size[: min(wide, deep)].square().mean().sqrt()
-    _fill(model.embed, model.head, pcas[1], rank, size, torch.eye(min(wide, len(pcas[1].std))))
+    many = min(wide, len(pcas[1].std))
+    _fill(model.embed, model.head, pcas[1], rank, size, size.new_ones(many).diag())
     turn = _turn(*pcas, rank, wide)
     _fill(model.embed_first, model.head_first, pcas[0], rank, size, turn)
     for layer, gain in ((model.to_latent, 1 / size[:rank]), (model.from_latent, size[:rank])):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
         layer.weight[:rank, :rank] = torch.diag(gain)
-    if model.quantizer.input_dim == 2 * rank:  # KL: a small variance to begin with
-        model.to_latent.bias[rank:] = -8.0
+    if model.quantizer.input_dim == 2 * dim:  # KL: a small variance to begin with
+        model.to_latent.bias[dim:] = -8.0
     elif model.quantizer.codebook_size is not None:
         model.from_latent.weight[:rank, :rank] *= 2.0  # codes lie in [-1, 1], latents in +-2
 
@@ -108,7 +114,7 @@ def _turn(still: PCA, moving: PCA, rank: int, wide: int) -> Tensor:
     frames = moving.components.shape[1] // still.components.shape[1]
     shown = moving.components.view(len(moving.components), frames, -1).sum(1) / frames**0.5
     columns, rows = min(wide, len(still.std)), min(wide, len(moving.std))
-    turn = torch.zeros(rows, columns)
+    turn: Tensor = shown.new_zeros(rows, columns)
     for down, across in (
         (slice(rank), slice(rank)),
         (slice(rank, rows), slice(rank, columns)),
@@ -124,7 +130,7 @@ def _fill(
 ) -> None:
     rows, columns = turn.shape
     # noise is not blown up to the size of the signal
-    scale = 1 / (pca.std[:columns] + 0.02 * pca.std[0])
+    scale = 1 / (pca.std[:columns] + 0.02 * pca.std[0]).clamp_min(1e-4)
     scale[:rank] = 1 / pca.std[:rank].clamp_min(1e-4)
     nn.init.zeros_(embed.weight)
     embed.weight[:rows] = size[:rows, None] * (turn @ (pca.components[:columns] * scale[:, None]))

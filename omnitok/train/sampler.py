@@ -151,13 +151,17 @@ class Sampler(TorchDataset[Batch]):
         return place, source, source.sizes[int(rng.integers(len(source.sizes)))]
 
     def __getitem__(self, number: int) -> Batch:
+        return self.draw(number)
+
+    def draw(self, number: int, most: int | None = None) -> Batch:
+        """Our part of a batch, or of that the first `most` samples."""
         place, source, size = self.choose(number)
         wanted = _captions_of(self.stage_of(number)[0], source)
         batch = Batch(source.kind, place, {}, [])
         samples = []
         rank, world = self.share
         each = source.batch_of(size) // world
-        for n in range(rank * each, (rank + 1) * each):
+        for n in range(rank * each, rank * each + min(each, most or each)):
             samples.append(self._sample(number, n, source, size, batch, wanted))
         batch.tensors = {k: torch.stack([s[k] for s in samples]) for k in samples[0]}
         return batch

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import copy
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from omnitok.checkpoint import CheckpointError
 from omnitok.hub import load
 from omnitok.interop.omnitokenizer_inflate import MOVING
 from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from omnitok.model import Autoencoder
 from omnitok.pixels import to_float
 from omnitok.planes_start import start_planes
-from omnitok.train.config import ConfigError, StageConfig, TrainConfig
+from omnitok.train.config import ConfigError, OptimConfig, StageConfig, TrainConfig
 from omnitok.train.network import Model, build_model
 from omnitok.train.pca import start_as_pca
 from omnitok.train.sampler import Sampler
@@ -22,9 +24,10 @@ from omnitok.train.transition import CLIPS, OWN, PLANES, learn_from_stills, move
 
 PCA_BATCHES = 48  # that the first weights are fitted to
 FIT_BATCHES = 8  # that a new bottleneck is fitted to
+CLIPS_EACH = 64  # of such a batch at most: recipes for many GPUs have batches of thousands
 
 
-def check_stage(stage: StageConfig, model: Model) -> None:
+def _check_stage(stage: StageConfig, optim: OptimConfig, model: Model) -> None:
     """Refuse a stage that asks for parts which a model does not have.
 
     Raises:
@@ -36,6 +39,13 @@ def check_stage(stage: StageConfig, model: Model) -> None:
             f"stage {stage.name!r} has meshes in its mix, but the model has no 3D stage; use "
             "model=tiny-3d or give it planes"
         )
+    names = [name for name, _ in model.named_parameters()]
+    for what, prefixes in (("freezes", stage.freeze), ("scales the rate of", optim.lr_scale)):
+        if wrong := [p for p in prefixes if not any(name.startswith(p) for name in names)]:
+            raise ConfigError(
+                f"stage {stage.name!r} {what} {wrong[0]!r}, which no weight starts with; choose of "
+                f"{sorted({name.split('.')[0] for name in names})}"
+            )
     if isinstance(model, Autoencoder) and stage.inflate not in (None, "still"):
         raise ConfigError(
             f"stage {stage.name!r} has inflate={stage.inflate}, which only an OmniTokenizer knows; "
@@ -50,6 +60,9 @@ class StageModels:
         config: The run.
         sampler: Whole batches of it.
         device: Where models go.
+
+    Raises:
+        ConfigError: A stage asks for what its model does not have.
     """
 
     def __init__(self, config: TrainConfig, sampler: Sampler, device: torch.device) -> None:
@@ -57,7 +70,7 @@ class StageModels:
         for number, stage in enumerate(config.stages):
             with torch.device("meta"):
                 model = build_model(config.model, self._quantizer_of(number))
-            check_stage(stage, model)
+            _check_stage(stage, stage.optim or config.optim, model)
             before = {source.kind for s in config.stages[:number] for source in s.mix}
             inflates = stage.inflate is not None and isinstance(model, Autoencoder)
             if inflates and before != {"images"}:
@@ -75,11 +88,18 @@ class StageModels:
         return build_model(self.config.model, self._quantizer_of(number)).to(self.device)
 
     def first(self) -> Model:
-        """The model that the first stage starts with."""
-        model = self.fresh(0)
-        if self.config.start_from is not None:
-            start: Any = load(self.config.start_from, self.device)
-            self._move(getattr(start, "model", start), model, 0)  # some weights are no tokenizer's
+        """The model that the first stage starts with.
+
+        Raises:
+            ConfigError: The weights to start from cannot be read, or do not fit.
+        """
+        model, origin = self.fresh(0), self.config.start_from
+        if origin is not None:
+            try:
+                start: Any = load(origin, self.device)
+                self._move(getattr(start, "model", start), model, 0)  # some are no tokenizer's
+            except CheckpointError as error:
+                raise ConfigError(f"start_from={origin}: {error}") from error
         elif isinstance(model, Autoencoder):
             start_as_pca(model, self._clips(PCA_BATCHES))
         self._start_planes(model, 0)
@@ -93,10 +113,11 @@ class StageModels:
             number: Of the stage.
         """
         new = self.fresh(number)
-        self._move(old, new, number)
         inflated = self.config.stages[number].inflate is not None
-        if inflated and isinstance(new, Autoencoder):
-            learn_from_stills(new, cast(Autoencoder, self.first()))
+        if inflated and isinstance(old, Autoencoder):  # a new bottleneck is fitted to what results
+            old = copy.deepcopy(old)
+            learn_from_stills(old, cast(Autoencoder, self.first()))
+        self._move(old, new, number)
         planes = self._start_planes(new, number)
         before = dict(old.named_parameters())
         alike = old.config.quantizer == new.config.quantizer
@@ -107,17 +128,17 @@ class StageModels:
         )
         return new, {name for name in before if not name.startswith(begun)}
 
-    def _numbers(self, first: int, count: int, kinds: Collection[str]) -> list[int]:
-        """Batches of these kinds, spread from number `first` to the end of the run."""
+    def _drawn(self, first: int, count: int, kinds: Collection[str], key: str) -> Iterator[Tensor]:
+        """Batches of these kinds, spread from number `first` to the end; alike on all processes."""
         numbers = range(first, len(self.sampler))
         fitting = [n for n in numbers if self.sampler.source_of(n).kind in kinds]
-        return fitting[:: max(1, len(fitting) // count)]
+        for number in fitting[:: max(1, len(fitting) // count)]:
+            yield self.sampler.draw(number, CLIPS_EACH).tensors[key].to(self.device)
 
-    def _clips(self, count: int, first: int = 0) -> Iterable[Tensor]:
-        """Clips of batches from number `first` on, whole ones on every process."""
-        for number in self._numbers(first, count, ("images", "pans", "videos")):
-            pixels = self.sampler[number].tensors["pixels"]
-            yield to_float(pixels.to(self.device), torch.float32)
+    def _clips(self, count: int, first: int = 0) -> Iterator[Tensor]:
+        """Clips of batches from number `first` on."""
+        for pixels in self._drawn(first, count, ("images", "pans", "videos"), "pixels"):
+            yield to_float(pixels, torch.float32)
 
     def _move(self, old: Model, new: Model, stage: int) -> None:
         clips = self._clips(FIT_BATCHES, self._first_batch_of(stage))
@@ -133,9 +154,7 @@ class StageModels:
         first = "meshes" in kinds[-1] and not any("meshes" in k for k in kinds[:-1])
         if not (first and isinstance(model, Autoencoder) and model.planes is not None):
             return False
-        batches = (
-            self.sampler[n]
-            for n in self._numbers(self._first_batch_of(number), PCA_BATCHES, ("meshes",))
-        )
-        start_planes(model, [batch.tensors["raster"] for batch in batches])
+        first_batch = self._first_batch_of(number)
+        rasters = self._drawn(first_batch, PCA_BATCHES, ("meshes",), "raster")
+        start_planes(model, list(rasters))
         return True

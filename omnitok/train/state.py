@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +100,9 @@ class Checkpoints:
         Raises:
             ConfigError: It is damaged.
         """
-        for stale in self.folder.glob(".*.tmp"):  # of a run that was killed
-            stale.unlink()
+        halves = self.folder.glob(".*.tmp"), self.folder.parent.glob(".*.safetensors.*.tmp")
+        for stale in chain(*halves):  # of a run that was killed
+            stale.unlink(missing_ok=True)  # every process of a run tries to
         for step in self.steps()[:1]:
             path = self.path(step)
             try:

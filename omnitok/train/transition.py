@@ -46,7 +46,7 @@ def move_over(
             may then differ too.
 
     Raises:
-        CheckpointError: The models differ in more.
+        CheckpointError: The models differ in more, or there are no clips to fit to.
     """
     if type(old) is not type(new):
         raise CheckpointError(
@@ -161,6 +161,11 @@ def _look_inside(old: Model, clips: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     old.train(training)
     for hook in hooks:
         hook.remove()
+    if not encoded:
+        raise CheckpointError(
+            "a new quantizer is fitted to pictures or videos, and no later batch has any; add some "
+            "to the mix, or keep the quantizer"
+        )
     return torch.cat(encoded).double(), torch.cat(given).double()
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 import shlex
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from small_networks import save_network
 from waves import waves, write_corpus
 
-from tools.commands import eval_methods
+from tools.commands import eval_methods, evaluating
 from video import write
 
 SMALL = ("--frames", 6, "--size", 32)
@@ -159,6 +160,28 @@ def test_a_broken_file_is_named_and_stops_nothing(omnitok, weights, clips_folder
     assert list(row(done.json, "video", str(weights))["items"]) == ["inner/a.mp4"]
     assert list(row(done.json, "image", str(weights))["items"]) == ["b.png"]
     assert len(done.json["rows"]) == 2
+
+
+@pytest.mark.usefixtures("no_networks")
+def test_names_of_any_bytes_are_written(omnitok, clips_folder, tmp_path):
+    os.rename(clips_folder / "b.png", os.fsencode(clips_folder) + b"/\xff.png")
+    table, files = tmp_path / "t.md", tmp_path / "files.csv"
+    words = ("--data", clips_folder, *SMALL, "--only-models", "-o", table, "--per-file", files)
+    assert omnitok("eval", *words).status == 0
+    assert "\\udcff.png" in files.read_text()
+    assert table.exists()
+
+
+@pytest.mark.usefixtures("no_networks")
+def test_codes_that_cannot_be_counted_leave_the_table(omnitok, weights, corpus, monkeypatch):
+    def fail(*_):
+        raise ValueError("too many codes")
+
+    monkeypatch.setattr(evaluating, "codebook_use", fail)
+    words = ("--corpus", corpus, *SMALL, "--only-models", "--tokens", 9, "--json")
+    data = omnitok("eval", *words).json
+    assert len(data["rows"]) == 2
+    assert f"no codes of {weights} on training tokens: too many codes" in data["notes"]
 
 
 @pytest.mark.usefixtures("no_networks")

@@ -13,6 +13,7 @@ from omnitok.metrics.pixel import psnr
 from tools.commands import eval_data, eval_methods, media_codecs, protocol, scoring
 from tools.commands.errors import UsageError
 from tools.commands.eval_data import Item
+from tools.commands.eval_run import _overspent
 from tools.commands.eval_table import csv_of, table
 from tools.commands.protocol import Protocol
 from video import read, write
@@ -190,6 +191,17 @@ def test_linear_baselines_have_as_many_bits_as_the_tokenizer(tmp_path, monkeypat
 
 
 # tables
+
+
+def test_codecs_that_need_more_bytes_are_counted_clip_by_clip():
+    def row(method, *bits):
+        items = {str(n): {"bits_per_pixel": x} for n, x in enumerate(bits)}
+        return {"set": "image", "method": method, "model": "tiny", "items": items}
+
+    rows = [row("tiny", 0.2, 0.2, 0.2), row("JPEG, bytes of tiny", 0.1, 0.3, 0.1)]
+    (note,) = _overspent(rows)
+    assert note.startswith("JPEG, bytes of tiny: 1 of 3 images need more bytes")
+    assert not _overspent(rows[:1])
 
 
 def test_a_table_is_markdown_with_even_columns():

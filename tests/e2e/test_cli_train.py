@@ -94,6 +94,22 @@ def test_a_dry_run_prints_a_plan_and_writes_nothing(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
+        (["stages.0.inflate=still", "start_from=tiny-kl"], "those before it have nothing"),
+        (["stages.1.freeze=[encodr]"], "freezes 'encodr'"),
+        (["start_from=/no/such.safetensors"], "start_from=/no/such.safetensors: no weights"),
+        (["--device", "cudaa"], "no device 'cudaa'"),
+    ],
+)
+def test_a_dry_run_refuses_what_a_run_refuses(photos, tmp_path, capsys, settings, words):
+    for dry in ((), ("--dry-run",)):
+        given = ["curriculum=tiny-kl", f"data={photos}", *QUICK, *settings]
+        assert train(*given, "-o", tmp_path / "run", *dry) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
         (["curriculum=tinykl"], "did you mean 'tiny-kl'"),
         (["curiculum=tiny-kl"], "unknown key 'curiculum'; did you mean 'curriculum'"),
         (["optim.lrr=1"], "did you mean 'lr'"),

@@ -9,12 +9,10 @@ from pathlib import Path
 
 import pytest
 from small_networks import save_network
-from small_runs import losses, two_process_config, write_corpus
+from small_runs import losses, two_process_config, with_a_broken_one, write_corpus
 
-from omnitok.train.config import DatasetConfig
 from omnitok.train.log import read_log
 from omnitok.train.loop import Trainer
-from video.data.datasets import find_items
 
 TESTS = Path(__file__).parents[1]
 
@@ -44,7 +42,7 @@ def two_processes(root, out, kind="copy", network="", kill_at=-1):
 
 
 def one_process(root, out, kind="copy", network=""):
-    items = {"small": find_items(DatasetConfig(path=str(root)))}
+    items = {"small": with_a_broken_one(root)}
     trainer = Trainer(two_process_config(kind, str(network)), out, items)
     trainer.run()
     return trainer
@@ -59,6 +57,7 @@ def alone(root, folder):
 def test_two_processes_have_the_losses_of_one_also_after_a_kill(root, folder, alone):
     done = two_processes(root, folder / "whole")
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip() == str([str(root / "gone.png")])
     assert losses(folder / "whole") == pytest.approx(alone, rel=1e-5)
     killed = two_processes(root, folder / "killed", kill_at=6)
     assert killed.returncode != 0

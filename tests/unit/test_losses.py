@@ -195,7 +195,7 @@ def test_an_adaptive_weight_makes_both_gradients_equally_long():
     layer = torch.nn.Linear(3, 3)
     given = inputs()
     recon = layer(given.target.transpose(1, -1)).transpose(1, -1)
-    given = LossInputs(recon=recon, target=given.target, last_layer=layer.weight)
+    given = LossInputs(recon=recon, target=given.target, last_layer=[layer.weight])
     config = {"adaptive": True, "weight": 1.0, "feature_matching": 0.0, "width": 4}
     game = losses.build({"gan2d": config, "l1": {}})
     result = game(given)
@@ -346,7 +346,7 @@ def test_losses_make_nothing_on_another_device_and_never_wait_for_a_value(tmp_pa
         quantized=Quantized(torch.zeros(2, 4, 8, device="meta"), None, {"kl": target.mean()}, None),
         features=torch.zeros(2, 7, 5, device="meta"),
         text=torch.zeros(2, 6, device="meta"),
-        last_layer=layer.weight,
+        last_layer=[layer.weight],
     )
     for result in (every(given), every.discriminate(given)):
         result.total.backward()

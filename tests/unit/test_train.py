@@ -5,11 +5,20 @@ from __future__ import annotations
 import csv
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from small_runs import FSQ, LOSSES, corpus, losses, run_config, run_dict  # noqa: F401 - a fixture
+from small_runs import (  # noqa: F401 - corpus is a fixture
+    FSQ,
+    LOSSES,
+    VQ,
+    corpus,
+    losses,
+    run_config,
+    run_dict,
+)
 
 import omnitok
 from omnitok.checkpoint import load_checkpoint
@@ -22,6 +31,9 @@ from omnitok.train.optim import Average, learning_rate
 from omnitok.train.sampler import Sampler, load
 
 # ruff: noqa: F811 - tests take the fixture by its name
+
+
+IMAGES = {"kind": "images", "batch": 2, "sizes": [[5, 32, 32]]}
 
 
 def trainer(corpus, out, config=None, **hooks):
@@ -54,7 +66,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(corpus, tmp_path):
     stop_after(tmp_path / "parts", corpus, 7)
     again = trainer(corpus, tmp_path / "parts")
     assert again.step == 5
+    again.waited = 3.0  # seconds
     again.run()
+    assert trainer(corpus, tmp_path / "parts").waited > 3.0
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     whole, parts = (tmp_path / name / "weights.safetensors" for name in ("whole", "parts"))
     assert parts.read_bytes() == whole.read_bytes()
@@ -126,7 +140,7 @@ def discrete(steps=20, switch=10, quantizer=FSQ):
 
 
 def test_a_stage_may_bring_a_new_bottleneck_and_the_loss_does_not_jump(corpus, tmp_path):
-    fine = {"kind": "fsq", "dim": 16, "levels": [13] * 16}  # as many channels as before
+    fine = {"kind": "fsq", "dim": 16, "levels": [31] * 8, "num_codebooks": 2}  # as many channels
     run = stop_after(tmp_path, corpus, 10, discrete(quantizer=fine))
     clips = list(run.models._clips(8))
     before = run.model.eval()
@@ -141,18 +155,22 @@ def test_a_stage_may_bring_a_new_bottleneck_and_the_loss_does_not_jump(corpus, t
         for name, model in (("before", before), ("fitted", fitted), ("fresh", fresh))
     }
     assert psnr["fitted"] > psnr["fresh"] + 3
-    assert psnr["fitted"] > psnr["before"] - 2
+    assert psnr["fitted"] > psnr["before"] - 1
 
 
-def test_stages_resume_on_both_sides_of_a_change(corpus, tmp_path):
-    trainer(corpus, tmp_path / "whole", discrete(12, 5)).run()
+@pytest.mark.parametrize(("quantizer", "size"), [(FSQ, 64000), (VQ, 32)])
+def test_stages_resume_on_both_sides_of_a_change(corpus, tmp_path, quantizer, size):
+    config = discrete(12, 5, quantizer)
+    trainer(corpus, tmp_path / "whole", config).run()
     for stop in (5, 6, 10):
         out = tmp_path / str(stop)
-        stop_after(out, corpus, stop, discrete(12, 5))
-        again = trainer(corpus, out, discrete(12, 5))
+        stop_after(out, corpus, stop, config)
+        again = trainer(corpus, out, config)
         again.run()
         assert losses(out) == losses(tmp_path / "whole")
-    assert omnitok.load(tmp_path / "whole/weights.safetensors").codebook_size == 64000
+    trainer(corpus, tmp_path / "saved", replace(config, save_every=3)).run()
+    assert losses(tmp_path / "saved") == losses(tmp_path / "whole")
+    assert omnitok.load(tmp_path / "whole/weights.safetensors").codebook_size == size
 
 
 def test_what_is_frozen_stays_as_it_was(corpus, tmp_path):
@@ -219,6 +237,10 @@ def test_another_config_in_the_same_folder_is_refused_by_its_difference(corpus, 
     trainer(corpus, tmp_path).save()
     with pytest.raises(ConfigError, match=r"seed: 0, now 3"):
         trainer(corpus, tmp_path, run_config(seed=3))
+    values = run_dict()
+    values["stages"][1]["mix"] = [*values["stages"][1]["mix"][:2], {**IMAGES, "weight": 2}]
+    with pytest.raises(ConfigError, match=r"\(stages\.1\.mix\.2\.kind: 'videos', now 'images'; "):
+        trainer(corpus, tmp_path, from_dict(TrainConfig, values))
     trainer(corpus, tmp_path, run_config(save_every=3, workers=1))  # these may change
 
 

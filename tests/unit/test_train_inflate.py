@@ -6,14 +6,14 @@ import copy
 
 import pytest
 import torch
-from small_runs import corpus, run_dict  # noqa: F401 - a fixture
+from small_runs import FSQ, corpus, run_dict  # noqa: F401 - a fixture
 
 from omnitok.model import Autoencoder
 from omnitok.presets import preset
 from omnitok.train.config import ConfigError, TrainConfig, from_dict
 from omnitok.train.loop import Trainer
 from omnitok.train.pca import start_as_pca
-from omnitok.train.transition import CLIPS, learn_from_stills
+from omnitok.train.transition import CLIPS, OWN, learn_from_stills
 
 PATCHES = torch.rand(7, 192, generator=torch.Generator().manual_seed(1)) * 2 - 1
 STILL = PATCHES.repeat(1, 4)  # the same, for the four frames of a patch
@@ -81,6 +81,23 @@ def test_a_stage_of_clips_begins_with_what_its_pictures_taught(corpus, tmp_path)
     torch.testing.assert_close(gain, want)
     run.run()
     assert run.step == 8
+
+
+def test_a_new_bottleneck_is_fitted_to_the_clips_that_begin(corpus, tmp_path):  # noqa: F811
+    values = run_dict(4)
+    values["stages"][1] |= {"inflate": "still", "quantizer": FSQ, "losses": {"rmse": 1.0}}
+    run = Trainer(from_dict(TrainConfig, values), tmp_path, {"": corpus})
+    with torch.no_grad():
+        run.model.embed_first.weight.mul_(1.5)  # what its pictures taught
+    inflated = copy.deepcopy(run.model)
+    learn_from_stills(inflated, run.models.first())
+    wanted = run.models.fresh(1)
+    run.models._move(inflated, wanted, 1)
+    new, kept = run.models.grow(run.model, 1)
+    torch.testing.assert_close(new.state_dict(), wanted.state_dict())
+    assert not any(name.startswith((*OWN, *CLIPS)) for name in kept)
+    run.run()
+    assert run.step == 4
 
 
 def test_what_cannot_be_inflated_is_one_sentence(corpus, tmp_path):  # noqa: F811

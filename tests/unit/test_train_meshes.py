@@ -8,7 +8,7 @@ from small_runs import FSQ, SMALL, corpus, losses, run_dict  # noqa: F401 - a fi
 from omnitok.config import PlanesConfig
 from omnitok.train.config import ConfigError, TrainConfig, from_dict
 from omnitok.train.log import read_log
-from omnitok.train.loop import Trainer
+from omnitok.train.loop import Trainer, TrainingError
 from shapes.items import find_shapes
 from shapes.mesh import write
 from shapes.procedural import random_shape
@@ -66,6 +66,22 @@ def test_meshes_join_a_run_and_it_resumes_exactly(corpus, meshes, tmp_path):
     part.run(0.0)
     Trainer(joint(), tmp_path / "part", items).run()
     assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+
+
+def test_meshes_alone_train_a_tokenizer_and_keep_its_quantizer(meshes, tmp_path):
+    values = run_dict(4)
+    mesh = {"kind": "meshes", "batch": 2, "sizes": [[64, 16, 1]], "losses": FIELD}
+    values["model"] = {**SMALL, "planes": PLANES}
+    for stage in values["stages"]:
+        stage["mix"] = [mesh]
+    items = {"small": {"meshes": find_shapes(meshes, PlanesConfig(**PLANES))}}
+    run = Trainer(from_dict(TrainConfig, values), tmp_path / "run", items)
+    run.run()
+    assert float(read_log(tmp_path / "run/log.csv")[0]["inside"]) < 0.7
+    values["stages"][1] |= {"quantizer": FSQ, "mix": [mesh | {"losses": {"inside": 1.0}}]}
+    run = Trainer(from_dict(TrainConfig, values), tmp_path / "other", items)
+    with pytest.raises(TrainingError, match="no later batch has any; add some to the mix"):
+        run.run()
 
 
 def test_meshes_without_a_3d_stage_are_refused(corpus, meshes, tmp_path):

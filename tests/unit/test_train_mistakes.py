@@ -7,19 +7,28 @@ import multiprocessing
 import resource
 import tarfile
 from contextlib import contextmanager
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from small_runs import SMALL, corpus, losses, run_config, run_dict  # noqa: F401 - a fixture
 
-from omnitok.train.config import ConfigError, TrainConfig, from_dict
+from omnitok.pixels import to_float
+from omnitok.train.config import ConfigError, DatasetConfig, TrainConfig, from_dict
 from omnitok.train.loop import Hooks, Trainer, TrainingError
+from omnitok.train.sampler import SampleError
 from omnitok.train.state import Checkpoints, alone_in
 from tools.cli import build_parser
+from tools.commands.eval_data import media_of
+from tools.commands.probing import labelled
 from tools.commands.training import FEW, _Clock
 from tools.train_config import read_config
 from tools.train_run import Validator
+from video.data.crops import pan
+from video.data.datasets import find_items
+from video.data.items import FileItem, read_embedding
 
 # ruff: noqa: F811 - tests take the fixture by its name
 
@@ -67,6 +76,12 @@ def test_losses_that_cannot_be_are_refused_at_the_start(corpus, tmp_path, given,
     values["stages"][0]["mix"][0]["losses"] = given
     with pytest.raises(ConfigError, match=words):
         trainer(corpus, tmp_path, from_dict(TrainConfig, values))
+
+
+def test_a_rate_of_no_weight_is_refused_at_the_start(corpus, tmp_path):
+    config = run_config(optim={"lr_scale": {"encodr": 0.1}})
+    with pytest.raises(ConfigError, match=r"scales the rate of 'encodr'.*choose of \['decoder', "):
+        trainer(corpus, tmp_path, config)
 
 
 def test_a_loss_that_the_model_gives_nothing_for_is_one_sentence(corpus, tmp_path):
@@ -124,6 +139,46 @@ def test_no_meshes_to_validate_on_is_said(tmp_path):
     assert not validator.shapes
 
 
+# files
+
+
+def test_numbers_of_a_caption_that_are_none_are_a_broken_file(tmp_path):
+    assert read_embedding([1.0, 2.0]).tolist() == [1.0, 2.0]
+    (tmp_path / "x.npy").write_bytes(b"PK\x03\x04 not an archive")
+    for source in ([None, 2.0], ["a"], FileItem(str(tmp_path / "x.npy"))):
+        with pytest.raises(SampleError, match="is no array of numbers"):
+            read_embedding(source)
+
+
+def test_a_pan_of_one_frame_stays_on_the_picture():
+    image = np.full((16, 16, 3), 9, np.uint8)
+    for seed in range(40):
+        clip = pan(np.random.default_rng(seed), image, 1, (32, 32))
+        assert clip.shape == (1, 32, 32, 3)
+        assert (clip == 9).all()
+
+
+def test_first_weights_need_no_more_than_some_clips_of_a_batch(corpus, tmp_path):
+    values = run_dict(4)
+    values["stages"][1]["mix"] = [{"kind": "images", "batch": 100, "sizes": [[1, 8, 8]]}]
+    run = trainer(corpus, tmp_path, from_dict(TrainConfig, values))
+    clips = list(run.models._clips(9))
+    assert [len(x) for x in clips] == [2, 2, 64, 64]
+    whole = run.sampler[2].tensors["pixels"]
+    assert torch.equal(clips[2], to_float(whole[:64], torch.float32))
+
+
+def test_hidden_folders_are_not_searched(tmp_path):
+    for folder in (".thumbnails", "one", "two"):
+        (tmp_path / folder).mkdir()
+        for name in ("A.JPG", "b.png"):
+            Image.new("RGB", (9, 9)).save(tmp_path / folder / name)
+    seen = [str(tmp_path / label / name) for label in ("one", "two") for name in ("A.JPG", "b.png")]
+    assert [i.name for i in find_items(DatasetConfig(path=str(tmp_path)))["images"]] == seen
+    assert media_of(str(tmp_path)) == seen
+    assert [path for path, _ in labelled(str(tmp_path))] == seen
+
+
 # disks and folders
 
 
@@ -153,6 +208,27 @@ def test_a_full_disk_stops_a_run_in_a_sentence(corpus, tmp_path):
     with disk_of(100_000), pytest.raises(TrainingError, match=r"free some space.*goes on from the"):
         run.run()
     assert run.checkpoints.steps() == [0]
+
+
+def test_what_a_kill_leaves_behind_is_removed_by_whichever_process_is_first(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", 2)
+    halves = [
+        tmp_path / "checkpoints" / ".step-0000005.pt.77.tmp",
+        tmp_path / ".weights.safetensors.77.tmp",
+    ]
+    for half in halves:
+        half.write_bytes(b"half")
+    found = {folder: list(folder.glob(".*.tmp")) for folder in (checkpoints.folder, tmp_path)}
+    checkpoints.load()
+    assert not any(half.exists() for half in halves)
+    monkeypatch.setattr(Path, "glob", lambda folder, _: found[folder])  # as the other one saw it
+    assert checkpoints.load() is None
+
+
+def test_a_log_that_a_kill_left_empty_gets_its_columns(corpus, tmp_path):
+    (tmp_path / "log.csv").write_bytes(b"")
+    trainer(corpus, tmp_path, run_config(3)).run()
+    assert len(losses(tmp_path)) == 3
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):

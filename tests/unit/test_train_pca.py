@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from small_runs import corpus, run_config  # noqa: F401 - a fixture
 
@@ -11,6 +12,7 @@ from omnitok.model import Autoencoder
 from omnitok.nn.patch import patchify, unpatchify
 from omnitok.pixels import to_float
 from omnitok.presets import preset
+from omnitok.train.network import build_model
 from omnitok.train.pca import PCA, split_patches, start_as_pca
 from omnitok.train.sampler import Sampler
 
@@ -35,6 +37,38 @@ def test_a_fresh_model_is_the_pca_of_the_data(corpus):  # noqa: F811
     with torch.no_grad():
         got = clip_psnr(model(x).recon, x)
     assert (got - want).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("patch", "size"),
+    [
+        ((4, 8, 8), (7, 30, 41)),
+        ((1, 8, 8), (3, 32, 32)),
+        ((1, 2, 2), (2, 9, 8)),
+        ((4, 2, 2), (5, 8, 8)),
+    ],
+)
+def test_clips_and_patches_may_have_any_size(patch, size):
+    small = {"width": 64, "heads": 1, "layers": ["local"], "mlp_hidden": 64}
+    changes = {"preset": "tiny-kl", "patch": list(patch), "encoder": small, "decoder": small}
+    model = build_model(changes, None).eval().requires_grad_(False)
+    torch.manual_seed(0)
+    rough = torch.randn(4, 3, 1, 4, 4).clamp(-1, 1)
+    clips = [torch.nn.functional.interpolate(x[None], size, mode="trilinear") for x in rough]
+    start_as_pca(model, clips)
+    assert clip_psnr(model(clips[0]).recon, clips[0]).min() > 20
+
+
+def test_clips_of_one_colour_give_finite_weights():
+    model = Autoencoder(preset("tiny-kl")).requires_grad_(False)
+    start_as_pca(model, [torch.zeros(2, 3, 5, 16, 16)])
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+def test_first_weights_are_made_on_the_device_of_the_model():
+    model = Autoencoder(preset("tiny-kl")).requires_grad_(False).to("meta")
+    # tensors without values: mixing devices, or asking for a value, raises
+    start_as_pca(model, [torch.zeros(2, 3, 5, 16, 16, device="meta")])
 
 
 def test_more_bits_bring_a_transform_code_closer():

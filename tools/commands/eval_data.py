@@ -131,12 +131,12 @@ def from_folder(folder: str, protocol: Protocol) -> list[Source]:
 
 def media_of(folder: str) -> list[str]:
     """The videos and images of a folder and its subfolders, but for hidden ones."""
-    return sorted(
-        os.path.join(at, name)
-        for at, _, names in os.walk(folder)
-        for name in names
-        if name[0] != "." and is_media(name) and not is_shape(name)
-    )
+    found = list[str]()
+    for at, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        wanted = (n for n in names if n[0] != "." and is_media(n) and not is_shape(n))
+        found += [os.path.join(at, name) for name in wanted]
+    return sorted(found)
 
 
 def read_item(path: str, name: str, protocol: Protocol) -> Item | None:

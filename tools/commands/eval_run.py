@@ -123,12 +123,18 @@ def evaluate(
 
 def _overspent(rows: list[dict[str, Any]]) -> list[str]:
     """Codecs that cannot do with the bytes of the tokenizer beside them."""
-    bits = {(row["set"], row["method"]): row["bits_per_pixel"] for row in rows}
-    return [
-        f"{row['method']}: some {row['set']}s need more bytes than that even at the lowest quality"
-        for row in rows
-        if "bytes of" in row["method"] and row["bits_per_pixel"] > bits[row["set"], row["model"]]
-    ]
+    items = {(row["set"], row["method"]): row["items"] for row in rows}
+    notes = []
+    for row in rows:
+        if "bytes of" not in row["method"]:
+            continue
+        own, model = row["items"], items[row["set"], row["model"]]
+        if many := sum(own[n]["bits_per_pixel"] > model[n]["bits_per_pixel"] for n in own):
+            notes.append(
+                f"{row['method']}: {many} of {len(own)} {row['set']}s need more bytes than that "
+                "even at the lowest quality"
+            )
+    return notes
 
 
 class RefusedError(InputError):

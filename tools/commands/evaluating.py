@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tools.commands import eval_data, protocol
 from tools.commands.errors import BUG, DONE, FAILED, InputError, UsageError
@@ -16,9 +16,6 @@ from tools.commands.eval_table import describe, per_file, table, text_for
 from tools.commands.loading import load, pick_device
 from tools.commands.options import add_compute, add_json, side
 from tools.commands.reporting import Report
-
-if TYPE_CHECKING:
-    from omnitok import Tokenizer
 
 __all__ = ["add_parser", "run", "table"]
 
@@ -148,6 +145,14 @@ def run(args: argparse.Namespace) -> int:
             probes[name] = probe(tok, files, chosen, report.error)
         except InputError as error:
             notes.append(f"no probe of {name}: {error}")
+    codebooks: dict[str, Any] = {}
+    for name, tok in models.items():
+        if has_corpus and tok.codebook_size is not None and args.tokens:
+            report.note(f"counting the codes of {args.tokens:,} training tokens of {name}")
+            try:
+                codebooks[name] = codebook_use(tok, corpus, args.tokens)
+            except ValueError as error:  # too many codes, or clips that it cannot take
+                notes.append(f"no codes of {name} on training tokens: {error}")
     data = {
         "command": "eval",
         "protocol": asdict(chosen),
@@ -156,16 +161,17 @@ def run(args: argparse.Namespace) -> int:
         "notes": notes + outcome.notes,
         "failed": outcome.failed,
         "left_out": outcome.left_out,
-        "codebooks": _codebooks(models, corpus if has_corpus else None, args.tokens, report),
+        "codebooks": codebooks,
         "baselines": linear.facts() if linear else [],
         "probes": probes,
     }
     lines = describe(data)
     report.result(data, lines)
-    for name in args.output:
-        write_atomically(Path(name), text_for(Path(name), data, lines).encode())
+    texts = {name: text_for(Path(name), data, lines) for name in args.output}
     if args.per_file:
-        write_atomically(Path(args.per_file), per_file(outcome.rows).encode())
+        texts[args.per_file] = per_file(outcome.rows)
+    for name, text in texts.items():  # names of files may be any bytes
+        write_atomically(Path(name), text.encode("utf-8", "backslashreplace"))
     lacking = outcome.failed or outcome.refused or (files and len(probes) < len(models))
     return BUG if outcome.bugs else FAILED if lacking else DONE
 
@@ -211,14 +217,3 @@ def _command(args: argparse.Namespace, model: str) -> Sequence[str]:
         if getattr(args, name) != default:
             words += [f"--{name}", getattr(args, name)]
     return words
-
-
-def _codebooks(
-    models: dict[str, Tokenizer], corpus: Path | None, tokens: int, report: Report
-) -> dict[str, dict[str, object]]:
-    found = {}
-    for name, tok in models.items():
-        if corpus is not None and tok.codebook_size is not None and tokens:
-            report.note(f"counting the codes of {tokens:,} training tokens of {name}")
-            found[name] = codebook_use(tok, corpus, tokens)
-    return found

@@ -28,7 +28,8 @@ def labelled(folder: str) -> list[tuple[str, str]]:
     """
     if not os.path.isdir(folder):
         raise InputError(f"--probe {folder} is no folder; name one with a subfolder for each class")
-    labels = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    seen = (entry for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
+    labels = sorted(entry.name for entry in seen)
     found = [(path, label) for label in labels for path in media_of(os.path.join(folder, label))]
     if sum(count > 1 for count in Counter(label for _, label in found).values()) < 2:
         raise InputError(

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     report = Report(json=args.json, quiet=args.quiet or not first)
     try:
         config = read_config(args.settings, args.configs)
-        return _dry_run(config, report) if args.dry_run else _train(config, args, report)
+        return (_dry_run if args.dry_run else _train)(config, args, report)
     except ConfigError as error:
         raise UsageError(str(error)) from error
     except (TrainingError, SampleError) as error:
@@ -90,11 +90,14 @@ def run(args: argparse.Namespace) -> int:
         leave()
 
 
-def _dry_run(config: TrainConfig, report: Report) -> int:
+def _dry_run(config: TrainConfig, args: argparse.Namespace, report: Report) -> int:
+    import torch
+
     from tools.train_plan import plan_lines, plan_run
     from tools.train_run import find_data
 
-    plan = plan_run(config, find_data(config))
+    device = torch.device(pick_device(args.device or "auto"))
+    plan = plan_run(config, find_data(config), device)
     report.result(plan, plan_lines(plan))
     return DONE
 

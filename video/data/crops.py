@@ -64,7 +64,7 @@ def pan(rng: Rng, image: Pixels, frames: int, size: tuple[int, int]) -> Pixels:
     height, width = image.shape[:2]
     scale = min(1 + 1.5 * rng.random() ** 2, height / size[0], width / size[1])
     side = max(size) * scale
-    t = torch.linspace(-0.5, 0.5, frames)
+    t = torch.linspace(-0.5, 0.5, frames) if frames > 1 else torch.zeros(1)
     travel = torch.from_numpy(rng.normal(size=2)).float() * max(size) * rng.random() * 0.6
     zoom = torch.exp(t * float(rng.normal()) * 0.15)
     turn = t * float(rng.normal()) * 0.15

@@ -102,7 +102,7 @@ def _folder(root: Path) -> Items:
 
 def _walk(root: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(folder, name) for name in sorted(files) if name[0] != ".")
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -191,13 +192,14 @@ class TarItem(FileItem):
 
 def read_embedding(source: FileItem | list[float]) -> Tensor:
     """[E] float32 from a .npy file, or from numbers."""
-    if not isinstance(source, FileItem):
-        return torch.tensor(source, dtype=torch.float32)
+    name = source.name if isinstance(source, FileItem) else "its embedding"
     try:
+        if not isinstance(source, FileItem):
+            return torch.tensor(source, dtype=torch.float32)
         vector = np.load(io.BytesIO(source.read()), allow_pickle=False)
         return torch.from_numpy(vector).float()
-    except (OSError, ValueError, EOFError, TypeError) as error:
-        raise SampleError(f"{source.name} is no array of numbers ({error})") from error
+    except (OSError, ValueError, EOFError, TypeError, RuntimeError, BadZipFile) as error:
+        raise SampleError(f"{name} is no array of numbers ({error})") from error
 
 
 def read_text(source: FileItem | str) -> str:
