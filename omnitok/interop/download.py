@@ -126,6 +126,7 @@ class _Download:
         self.mark.unlink(missing_ok=True)
 
     def _failure(self, reason: str) -> CheckpointError:
+        reason = " ".join(reason.split())
         kept = f"; {self._size():,} bytes are kept, try again to go on" if self._size() else ""
         return CheckpointError(
             f"{self.path.name} could not be downloaded ({reason}){kept}; or get {self.address} by "
@@ -201,9 +202,12 @@ def _total(response: HTTPResponse, start: int) -> int | None:
     """
     if response.status == PARTIAL:
         unit, _, text = response.headers.get("Content-Range", "").partition(" ")
-        first, total = text.partition("-")[0], text.rpartition("/")[2]
+        part, _, total = text.partition("/")
+        first, _, last = part.partition("-")
         if unit != "bytes" or first != str(start):
             raise HTTPException(f"asked for bytes from {start}, the server sends {text!r}")
+        if not total.isdecimal() and last.isdecimal():  # what is sent reaches to the end
+            return int(last) + 1
         return int(total) if total.isdecimal() else None
     length = response.headers.get("Content-Length")
     return int(length) if length is not None and length.isdecimal() else None

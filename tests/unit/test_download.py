@@ -30,6 +30,8 @@ class Served:
         cuts: For one answer after the other, bytes after which the connection breaks.
         ranges: Whether parts may be asked for.
         claim: Content-Length where it is a lie.
+        counted: Whether the size of the whole is said with its parts.
+        to: Where the address sends on to.
         status: An error to answer with.
         asked: The ranges that were asked for.
     """
@@ -39,6 +41,8 @@ class Served:
     cuts: list[int] = field(default_factory=list)
     ranges: bool = True
     claim: int | None = None
+    counted: bool = True
+    to: str | None = None
     status: int | None = None
     asked: list[str | None] = field(default_factory=list)
 
@@ -55,6 +59,11 @@ class Handler(BaseHTTPRequestHandler):
         if served.status is not None:
             self.send_error(served.status)
             return
+        if served.to is not None and self.path == "/file.pt":
+            self.send_response(302)
+            self.send_header("Location", served.to)
+            self.end_headers()
+            return
         start = 0
         if wanted and served.ranges and self.headers["If-Range"] == served.tag:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
@@ -67,7 +76,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             whole = len(served.data)
-            self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{whole}")
+            total = whole if served.counted else "*"
+            self.send_header("Content-Range", f"bytes {start}-{whole - 1}/{total}")
         if served.tag is not None:
             self.send_header("ETag", served.tag)
         self.send_header("Content-Length", str(served.claim or len(body)))
@@ -113,6 +123,26 @@ def test_a_broken_connection_goes_on_where_it_was(server, tmp_path):
     get(server, tmp_path / "file.pt")
     assert (tmp_path / "file.pt").read_bytes() == server.data
     assert server.asked == [None, "bytes=1000-", "bytes=1000-", "bytes=1500-"]
+
+
+def test_a_part_of_a_whole_of_unknown_size_is_not_taken_for_it(server, tmp_path):
+    server.cuts, server.counted = [1000, 500], False
+    get(server, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_bytes() == server.data
+
+
+def test_a_download_goes_on_where_it_is_sent(server, tmp_path):
+    server.cuts, server.to = [1000], "/elsewhere"
+    get(server, tmp_path / "file.pt")
+    assert (tmp_path / "file.pt").read_bytes() == server.data
+    assert server.asked == [None, None, "bytes=1000-", "bytes=1000-"]
+
+
+def test_a_server_that_sends_in_circles_costs_one_sentence(server, tmp_path):
+    server.to = "/file.pt"
+    with pytest.raises(CheckpointError, match="redirect") as caught:
+        get(server, tmp_path / "file.pt")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_later_call_goes_on_where_an_earlier_one_gave_up(server, tmp_path):
