@@ -3,16 +3,16 @@
     python -m tools.bench_published [atoken omnitokenizer] [--depth 27] [--size 256] [--threads 2]
 
 Same random weights, same input and same type in one run, encode plus decode; CPU seconds are the
-least of some rounds. Memory is that of fresh processes. With fewer layers than were published
-(--depth) the figures of AToken come sooner and are close to those of all of them.
+least of some rounds. With fewer layers than were published (--depth) the figures of AToken come
+sooner and are close to those of all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
-import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from tools.bench_figures import HEAD, Figure
@@ -158,6 +159,7 @@ def race(
         if exact is None:
             exact = ours, results["ours"]
             figures.append(_efficiency(contest, ours, 2 * SIDE**3 / seconds["product"]))
+            figures.append(memory(contest))
             continue
         figures.append(
             Figure(
@@ -215,16 +217,12 @@ def _efficiency(contest: Contest, seconds: float, peak: float) -> Figure:
     )
 
 
-def memory(name: str, args: argparse.Namespace) -> Figure:
-    """Peak memory of either way in a fresh process, beyond what it holds before."""
-    peaks = []
-    for way in ("ours", "plain"):
-        words = (name, "--depth", args.depth, "--size", args.size, "--threads", args.threads)
-        command = [sys.executable, "-m", "tools.bench_published", *map(str, words), "--peak", way]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        peaks.append(int(done.stdout))
+@torch.no_grad()
+def memory(contest: Contest) -> Figure:
+    """Most bytes of tensors at a time, of either way."""
+    peaks = [peak(way) for way in (contest.ours, contest.plain)]
     return Figure(
-        name=f"{name}, peak memory beyond the weights, float32",
+        name=f"{contest.name}, most memory of tensors beyond the weights, float32",
         measured=f"{peaks[0] / 2**20:.0f} MiB",
         against=f"{peaks[1] / 2**20:.0f} MiB of the plain computation",
         ratio=peaks[0] / peaks[1],
@@ -232,18 +230,18 @@ def memory(name: str, args: argparse.Namespace) -> Figure:
     )
 
 
-@torch.no_grad()
-def peak(contest: Contest, way: str) -> int:
-    """Bytes that one run takes at most beyond what this process holds; Linux tells them."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now
-    before = _peak_so_far()
-    getattr(contest, way)()
-    return _peak_so_far() - before
+def peak(run: Callable[[], object]) -> int:
+    """Bytes that the tensors which a run makes take at most; it must have run before.
 
-
-def _peak_so_far() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    What libraries keep for themselves is as large as these, and not the same every time.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    return int(max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]"))
 
 
 def main() -> None:
@@ -254,16 +252,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the frames in pixels")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peak", choices=("ours", "plain"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(CONTESTS)):
         parser.error(f"there is no network {unknown[0]!r}; choose of {', '.join(CONTESTS)}")
     torch.set_num_threads(args.threads)
-    if args.peak is not None:
-        print(peak(CONTESTS[args.names[0]](args, torch.float32), args.peak))
-        return
     for name in args.names or CONTESTS:
-        figures = [*race(CONTESTS[name], args), memory(name, args)]
+        figures = race(CONTESTS[name], args)
         print(f"\n### {name}\n", *table([HEAD, *(f.row for f in figures)]), sep="\n", flush=True)
 
 
