@@ -35,14 +35,14 @@ def find_weights(name: str | Path, progress: Progress | None = None) -> Path:
     Raises:
         CheckpointError: There is none.
     """
+    known = shipped()
+    if isinstance(name, str) and name in known:  # whatever else is called so where we are
+        return known[name]
     path = Path(name)
     if path.is_dir():
         path = path / "model.safetensors"
-    if path.exists():
+    if path.is_file():
         return path
-    known = shipped()
-    if str(name) in known:
-        return known[str(name)]
     if str(name) in PUBLISHED:
         return fetch(str(name), progress)
     if str(name) in PRESETS:

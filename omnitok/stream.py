@@ -13,6 +13,7 @@ from torch import Tensor
 
 from omnitok.nn.stack import StackCache
 from omnitok.pixels import to_float
+from omnitok.token_layout import LATENT_DTYPES
 from omnitok.tokens import Preprocess, Tokens
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class EncodeStream:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._dtype = tokenizer.dtype if tokenizer.dtype in LATENT_DTYPES else torch.float32
         self._cache = StackCache()
         self._waiting: list[Tensor] = []
         self._size: tuple[int, int] | None = None
@@ -111,7 +113,7 @@ class EncodeStream:
         z = tok._encode_next(x, self._cache)
         z = rearrange(z[0], "g (y x) c -> g y x c", y=tok.grid(self._size)[0])
         if tok.codebook_size is None:
-            return z.cpu()
+            return z.to("cpu", self._dtype)
         return tok._codes(z).cpu()
 
     def _tokens(self, outputs: list[Tensor], frames: int) -> Tokens:
@@ -136,6 +138,6 @@ class EncodeStream:
         assert self._size is not None
         grid = tok.grid(self._size)
         if tok.codebook_size is None:
-            return torch.empty(0, *grid, tok.model.quantizer.dim, dtype=tok.dtype)
+            return torch.empty(0, *grid, tok.model.quantizer.dim, dtype=self._dtype)
         many = tok.model.quantizer.num_codebooks
         return torch.empty(0, *grid, *([many] if many > 1 else []), dtype=torch.int64)

@@ -147,6 +147,17 @@ def from_dict(cls: type[T], value: Any, what: str) -> T:
     return cls(**value)
 
 
+def token_bits(codebook_size: int | None, many: int, latent_bytes: int = 4) -> float:
+    """Bits that tell one token from all others.
+
+    Args:
+        codebook_size: Codes per codebook; None for latents.
+        many: Codes, or numbers of a latent, per token.
+        latent_bytes: Bytes of a number of a latent.
+    """
+    return many * (8.0 * latent_bytes if codebook_size is None else math.log2(codebook_size))
+
+
 class _Facts:
     """Base of the fact classes: every field is held to its annotation."""
 
@@ -205,6 +216,11 @@ class TokenizerInfo(_Facts):
             )
         if not all(1 <= side <= MAX_PATCH for side in self.patch):
             raise TokensError(f"patch is {self.patch}; each side must be in 1..{MAX_PATCH}")
+
+    def bits_per_token(self, latent_bytes: int = 4) -> float:
+        """Bits of one token; see `token_bits`."""
+        many = self.latent_dim if self.codebook_size is None else self.num_codebooks
+        return token_bits(self.codebook_size, many, latent_bytes)
 
 
 @dataclass(kw_only=True)

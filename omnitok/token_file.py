@@ -25,11 +25,13 @@ library stays valid; a flipped byte anywhere is refused. Equal contents give equ
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import secrets
+import stat
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -181,6 +183,17 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file for reading, but nothing that reading could wait for.
+
+    Raises:
+        OSError: There is none, or it may not be read.
+    """
+    if stat.S_ISFIFO(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "a pipe, not a file", str(path))
+    return open(path, "rb")
 
 
 def read_header(file: BinaryIO) -> tuple[str, str, dict[str, Entry]]:

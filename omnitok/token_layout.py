@@ -29,6 +29,7 @@ from omnitok.token_file import (
     Entry,
     code_storage,
     from_bytes,
+    open_regular,
     pack_codes,
     pieces,
     read_header,
@@ -54,7 +55,6 @@ _SHAPES = {  # of the tensors a file may hold; None where it depends on the fact
     **dict.fromkeys(("held", "source", "size")),
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPE_NAMES}
-
 T = TypeVar("T")
 
 
@@ -307,7 +307,7 @@ class TokenFile:
     ) -> None:
         self.path = Path(path)
         try:
-            self._file = self.path.open("rb")
+            self._file = open_regular(self.path)
         except OSError as error:
             raise TokensError(f"cannot read {path}: {error.strerror}") from error
         try:

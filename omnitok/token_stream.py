@@ -146,6 +146,7 @@ class TokenReader:
         self.compute = layout.compute
         self.plan = layout.plan
         self.placement = layout.placement
+        self.bits_per_token = layout.info.bits_per_token(layout.dtype.itemsize)
         try:
             for _ in self._values():
                 pass

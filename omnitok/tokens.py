@@ -20,12 +20,14 @@ from omnitok.token_facts import (
     TokensError,
     conform,
     show,
+    token_bits,
 )
 from omnitok.token_layout import (
     LATENT_DTYPES,
     Layout,
     TokenFile,
     check_shapes,
+    check_values,
     storage_dtype,
     to_rows,
     window_of,
@@ -163,10 +165,10 @@ class Tokens:
     def bits_per_token(self) -> float:
         """Bits that tell one token from all others: log2 of the codebook size, or latent bits."""
         if self.latents is not None:
-            return 8.0 * self.latents.dtype.itemsize * self.latents.shape[3]
+            return token_bits(None, self.latents.shape[3], self.latents.dtype.itemsize)
         if self.info is None or self.info.codebook_size is None:
             raise TokensError("codes without tokenizer info have no known number of bits; set info")
-        return math.log2(self.info.codebook_size) * self.num_codebooks
+        return self.info.bits_per_token()
 
     @property
     def bits_per_pixel(self) -> float:
@@ -272,23 +274,27 @@ def tokens_of(file: TokenFile, start: int, stop: int) -> Tokens:
 
 
 def refuse_others(tokens: Tokens, tokenizer: Maker) -> None:
-    """Refuse to decode tokens that another tokenizer made, or of another kind.
+    """Refuse to decode tokens that another tokenizer made, or that it cannot have made.
 
     Raises:
-        ValueError: They are.
+        TokensError: They are of another kind, other weights or another shape, or a code is out of
+            range.
     """
     info = tokenizer.info
     if tokens.kind != info.kind:
-        raise ValueError(
+        raise TokensError(
             f"the tokens hold {tokens.kind}, which tokenizer {info.name!r} does not decode; load "
             "the tokenizer that made them"
         )
     if tokens.info is not None and tokens.info.weights_sha256 != info.weights_sha256:
-        raise ValueError(
+        raise TokensError(
             f"the tokens were made by {tokens.info.name!r} with weights "
             f"{tokens.info.weights_sha256[:12]}, but {info.name!r} has "
             f"{info.weights_sha256[:12]}; load the tokenizer that made them"
         )
+    tokens._check_info(info)
+    if tokens.codes is not None:
+        check_values(tokens.codes, info)
 
 
 class Run:

@@ -8,7 +8,6 @@ Shape suffixes: N voxels, L latent channels, A axes.
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,10 +62,7 @@ class VoxelTokens:
     @property
     def bits_per_token(self) -> float:
         """Bits of one token."""
-        info = self.layout.info
-        if info.codebook_size is None:
-            return 8.0 * self.layout.dtype.itemsize * info.latent_dim
-        return math.log2(info.codebook_size) * info.num_codebooks
+        return self.layout.info.bits_per_token(self.layout.dtype.itemsize)
 
     def save(self, path: str | Path) -> None:
         """Write a token file, whole or not at all.

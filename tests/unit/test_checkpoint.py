@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from omnitok.checkpoint import (
     read_card,
     save_checkpoint,
 )
+from omnitok.hub import find_weights, shipped
 from omnitok.presets import PRESETS, preset
 from tests.small_models import small_model
 
@@ -167,3 +170,16 @@ def test_configs_survive_json(name):
     config = preset(name)
     again = type(config).from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
+
+
+def test_a_shipped_name_means_what_ships_whatever_else_is_called_so(saved, monkeypatch):
+    monkeypatch.chdir(saved.parent)
+    saved.rename("tiny")
+    assert find_weights("tiny") == shipped()["tiny"]
+    assert find_weights("./tiny") == find_weights(Path("tiny")) == Path("tiny")
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="not a file or folder"):
+        omnitok.load(tmp_path / "pipe")

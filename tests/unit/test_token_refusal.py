@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import struct
 
 import pytest
@@ -220,6 +221,13 @@ def test_every_cut_and_every_flipped_byte_is_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(TokensError):
             Tokens.load(path)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    for read in (Tokens.load, TokenReader):
+        with pytest.raises(TokensError, match=r"a\.safetensors: a pipe"):
+            read(tmp_path / "a.safetensors")
 
 
 def test_a_missing_file_and_a_folder_are_refused_by_name(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from omnitok import Tokenizer, Tokens
+from omnitok import Tokenizer, Tokens, TokensError
 from omnitok.model import Autoencoder
 from omnitok.quantize.base import QuantizerConfig
 from tests.small_models import noise, small_model, small_tokenizer
@@ -81,6 +81,23 @@ def test_half_precision_gives_and_takes_its_own_dtype():
     assert tok.detokenize(tokens).shape == (5, 3, 16, 16)
 
 
+def test_double_precision_latents_are_stored_in_single():
+    tok = small_tokenizer("small")
+    wanted = tok.tokenize(noise(3, 8, 8)).latents
+    tok.model.double()
+    latents = tok.tokenize(noise(3, 8, 8)).latents
+    assert latents.dtype == torch.float32
+    torch.testing.assert_close(latents, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_part_without_frames_decodes_to_none():
+    tok = small_tokenizer("small")
+    with tok.stream() as stream:
+        stream.push(noise(1, 9, 8))
+        part = stream.push(noise(1, 9, 8))
+    assert tok.detokenize(part).shape == (0, 3, 9, 8)
+
+
 def test_decode_without_a_size_gives_whole_patches():
     tok = small_tokenizer("small")
     assert tok.decode(torch.zeros(2, 16, 3, 2, 1)).shape == (2, 3, 9, 16, 8)
@@ -111,8 +128,9 @@ def test_frames_of_a_wrong_type_or_shape_are_refused(frames, word):
 
 @pytest.mark.parametrize("frames", ["clip.mp4", np.zeros((2, 3, 8, 8), np.uint8), None])
 def test_what_is_no_tensor_is_refused(frames):
-    with pytest.raises(TypeError, match=type(frames).__name__):
-        small_tokenizer("small").tokenize(frames)
+    for call in (small_tokenizer("small").tokenize, small_tokenizer("small").encode):
+        with pytest.raises(TypeError, match=type(frames).__name__):
+            call(frames)
 
 
 def test_latents_and_codes_of_a_wrong_shape_are_refused():
@@ -126,6 +144,9 @@ def test_latents_and_codes_of_a_wrong_shape_are_refused():
         tok.dequantize(torch.zeros(1, 2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="needs a grid of"):
         tok.decode(torch.zeros(1, 6, 1, 2, 2), size=(1, 17, 16))
+    for size in ((16, 16), (0, 16, 16)):
+        with pytest.raises(ValueError, match=r"expected \(T, H, W\)"):
+            tok.decode(torch.zeros(1, 6, 1, 2, 2), size=size)
 
 
 def test_a_continuous_tokenizer_has_no_codes():
@@ -141,11 +162,38 @@ def test_tokens_of_other_weights_or_kinds_are_refused():
         small_tokenizer("tiny-kl").detokenize(tokens)
 
 
+@pytest.mark.parametrize(
+    ("changes", "tokens"),
+    [
+        ({"codebook_size": 2**20}, {"codes": torch.full((2, 1, 1), 2**19)}),
+        ({"num_codebooks": 2}, {"codes": torch.zeros(2, 1, 1, 2, dtype=torch.int64)}),
+        ({"patch": (8, 8, 8)}, {"codes": torch.zeros(2, 1, 1, dtype=torch.int64), "T": 9}),
+        ({"causal": False}, {"codes": torch.zeros(2, 1, 1, dtype=torch.int64), "T": 8}),
+        ({}, {"codes": torch.zeros(2, 2, 1, dtype=torch.int64)}),
+        ({"kind": "latents", "codebook_size": None}, {"latents": torch.zeros(2, 1, 1, 6)}),
+    ],
+)
+def test_tokens_that_claim_what_their_weights_do_not_make_are_refused(changes, tokens):
+    tok = small_tokenizer("tiny")
+    size = (tokens.pop("T", 5), 8, 8)
+    tokens = Tokens(**tokens, size=size, info=replace(tok.info, **changes))
+    with pytest.raises(TokensError):
+        tok.detokenize(tokens)
+
+
+def test_latents_with_other_channels_are_refused():
+    tok = small_tokenizer("tiny-kl")
+    for info in (None, replace(tok.info, latent_dim=8)):
+        tokens = Tokens(latents=torch.zeros(1, 1, 1, 8), size=(1, 8, 8), info=info)
+        with pytest.raises(TokensError, match="makes 16 channels"):
+            tok.detokenize(tokens)
+
+
 def test_codes_out_of_range_are_refused():
     tok = small_tokenizer("tiny")
     for code in (64000, -1):
         tokens = Tokens(codes=torch.full((1, 1, 1), code), size=(1, 8, 8))
-        with pytest.raises(ValueError, match="expected 0 to 63999"):
+        with pytest.raises(TokensError, match=r"expected a code in 0\.\.63999"):
             tok.detokenize(tokens)
 
 

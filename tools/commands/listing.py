@@ -45,13 +45,12 @@ def names() -> list[str]:
 
 def gather(name: str) -> dict[str, Any]:
     """One tokenizer for a program; its network is shaped, but takes no memory."""
-    import math
-
     import torch
 
     from omnitok.hub import shipped
     from omnitok.model import Autoencoder
     from omnitok.presets import PRESETS, preset
+    from omnitok.token_facts import token_bits
     from tools.commands.loading import outline
 
     if name in PRESETS:
@@ -70,7 +69,7 @@ def gather(name: str) -> dict[str, Any]:
         "codebook_size": size,
         "num_codebooks": None if size is None else books,
         "latent_dim": model.quantizer.dim,
-        "bits_per_token": 32.0 * model.quantizer.dim if size is None else math.log2(size) * books,
+        "bits_per_token": token_bits(size, model.quantizer.dim if size is None else books),
         "weights": None if weights is None else str(weights),
         "card": None if weights is None else read_model_card(weights),
     }
