@@ -10,9 +10,9 @@ class VideoError(Exception):
 
 
 def check_pixels(path: str, height: int, width: int, limit: int = MAX_PIXELS) -> None:
-    """Refuse a picture whose frames would not fit in memory."""
+    """Refuse pictures that would not fit in memory."""
     if height * width > limit:
         raise VideoError(
-            f"{path} claims {width}x{height} pixels, more than the {limit} that are read;"
-            " make it smaller first"
+            f"{path} would give pictures of {width}x{height}, more than the {limit} pixels that"
+            " are read; make them smaller"
         )

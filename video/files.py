@@ -23,7 +23,7 @@ from omnitok.token_stream import TokenReader, TokenWriter
 from omnitok.tokens import Preprocess, Source
 from video.clip import VideoInfo
 from video.errors import VideoError
-from video.images import list_frames
+from video.images import FOLDER_FPS, list_frames
 from video.probe import probe
 from video.read import open_video
 from video.sample import Rate, Size, as_rate
@@ -146,7 +146,7 @@ def tokenize_file(
         window=None if tok.window is None else (tok.window, 0),
     )
     if has_output(dst) and not overwrite:
-        return _kept(tok, src, dst, wanted)
+        return _kept(tok, src, dst, wanted, fps)
     digest, pieces = hashlib.sha256(), _pieces(src)
     reader = open_video(
         src, fps=fps, size=size, clip=clip, on_damage=on_damage, chunk=max(4, tok.patch[0])
@@ -222,7 +222,7 @@ def detokenize_file(
     with TokenReader(src, tokenizer=tok) as reader:
         kept = has_output(dst) and not overwrite
         if kept:
-            _check_decoded(dst, reader.size)
+            check_decoded(dst, reader.size)
         else:
             done = 0
             with VideoWriter(dst, fps=_rate(reader)) as writer:
@@ -256,25 +256,40 @@ def has_output(dst: str) -> bool:
     return os.path.lexists(dst) and not (os.path.isfile(dst) and not os.path.getsize(dst))
 
 
-def _kept(tok: Tokenizer, src: str, dst: str, wanted: Preprocess) -> TokenizeResult:
-    """The result for a token file that is there already, or why it cannot be taken for done."""
-    started = time.monotonic()
+def open_kept(src: str, dst: str) -> TokenReader:
+    """Open the tokens of `src` that are there already.
+
+    Raises:
+        TokensError: They cannot be taken for done.
+    """
     try:
-        existing = TokenReader(dst, groups=1)
+        reader = TokenReader(dst)
     except TokensError as error:
         raise TokensError(
             f"{dst} exists and is not a whole token file; delete or overwrite it ({error})"
         ) from error
-    with existing as reader:
-        made_from = reader.source.uri if reader.source else None
-        if made_from != _name(src):
-            raise TokensError(
-                f"{dst} exists and holds the tokens of {made_from!r}, not of {_name(src)!r}; "
-                "overwrite it or name another output"
-            )
+    made_from = reader.source.uri if reader.source else None
+    if made_from == _name(src):
+        return reader
+    reader.close()
+    raise TokensError(
+        f"{dst} exists and holds the tokens of {made_from!r}, not of {_name(src)!r}; overwrite it "
+        "or name another output"
+    )
+
+
+def _kept(
+    tok: Tokenizer, src: str, dst: str, wanted: Preprocess, fps: Rate | None
+) -> TokenizeResult:
+    """The result for a token file that is there already."""
+    started = time.monotonic()
+    with open_kept(src, dst) as reader:
         done = reader.preprocess and replace(reader.preprocess, pad=(0, 0, 0))
         warnings = []
-        if reader.info.weights_sha256 != tok.weights_sha256 or done != wanted:
+        other = reader.info.weights_sha256 != tok.weights_sha256 or done != wanted
+        if os.path.isdir(src) and reader.source is not None:
+            other = other or reader.source.fps != str(as_rate(fps or FOLDER_FPS))
+        if other:
             warnings.append(
                 f"{dst} was made with other weights or options and is kept; overwrite it to use "
                 "these"
@@ -285,7 +300,7 @@ def _kept(tok: Tokenizer, src: str, dst: str, wanted: Preprocess) -> TokenizeRes
             kept=True,
             size=reader.size,
             grid=reader.grid,
-            bits_per_token=next(iter(reader)).bits_per_token,
+            bits_per_token=reader.bits_per_token,
             num_bytes=os.path.getsize(dst),
             seconds=time.monotonic() - started,
             has_audio=bool(reader.source and reader.source.has_audio),
@@ -293,8 +308,12 @@ def _kept(tok: Tokenizer, src: str, dst: str, wanted: Preprocess) -> TokenizeRes
         )
 
 
-def _check_decoded(dst: str, size: tuple[int, int, int]) -> None:
-    """Refuse to take a file for decoded tokens of this size that cannot be."""
+def check_decoded(dst: str, size: tuple[int, int, int]) -> None:
+    """Refuse to take a file for decoded tokens of this size that cannot be.
+
+    Raises:
+        VideoError: It cannot be.
+    """
     try:
         info = probe(dst)
     except VideoError as error:

@@ -17,6 +17,7 @@ from itertools import pairwise
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import IMAGELENGTH, IMAGEWIDTH, TiffImageFile
 
 from video.clip import Pixels, VideoInfo
 from video.errors import VideoError, check_pixels
@@ -44,18 +45,33 @@ def is_image(path: str) -> bool:
 
 def list_frames(folder: str) -> list[str]:
     """Images of a folder in natural order: frame2 before frame10."""
-    names = [n for n in os.listdir(folder) if n.lower().endswith(SUFFIXES) and n[0] != "."]
+    try:
+        names = [n for n in os.listdir(folder) if n.lower().endswith(SUFFIXES) and n[0] != "."]
+    except OSError as error:
+        raise _unusable(error) from error
     if not names:
         raise VideoError(f"{folder} holds no images; expected frames such as 000001.png")
-    names.sort(key=lambda name: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", name)])
-    return [os.path.join(folder, name) for name in names]
+    return [os.path.join(folder, name) for name in sorted(names, key=_natural)]
+
+
+def _natural(name: str) -> tuple[list[int | str], str]:
+    """Sorts numbers in names by value; "1.png" and "01.png" by name, not as the disk lists them."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if part.isdecimal() else part for part in parts], name
+
+
+def _unusable(error: OSError) -> VideoError:
+    return VideoError(
+        f"{error.filename} cannot be opened ({error.strerror}); check the name and the permissions"
+    )
 
 
 @contextmanager
 def open_image(path: str) -> Iterator[Image.Image]:
     """Open an image with Pillow; a failure, also while it loads, becomes a VideoError."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        # by name, Pillow maps uncompressed TIFFs into memory and forgets that they are turned
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as image:
             check_pixels(path, image.height, image.width)
             yield image
     except (VideoError, GeneratorExit):
@@ -69,10 +85,10 @@ def open_image(path: str) -> Iterator[Image.Image]:
 
 def load(image: Image.Image) -> Pixels:
     """[H, W, 3] uint8 pixels of the frame an image stands at, upright and on white."""
-    if image.mode.startswith("I"):
-        high_byte = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
     picture = ImageOps.exif_transpose(image)
+    if picture.mode.startswith("I"):
+        high_byte = np.asarray(picture).astype(np.int64) >> 8
+        picture = Image.fromarray(high_byte.clip(0, 255).astype(np.uint8))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -106,8 +122,16 @@ def probe_images(path: str, folder_fps: Fraction | None = None) -> VideoInfo:
         if animated:
             check_pixels(path, image.height, image.width, limit=ANIMATION_PIXELS)
         orientation = int(image.getexif().get(0x0112, 1))
-        width, height = image.size if orientation < 5 else image.size[::-1]
+        width, height = image.size
+        if isinstance(image, TiffImageFile):  # Pillow may have turned its size already
+            width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
+        if orientation >= 5:
+            width, height = height, width
         codec, mode = (image.format or "").lower(), image.mode
+    try:
+        file_size = sum(os.stat(file).st_size for file in files)
+    except OSError as error:
+        raise _unusable(error) from error
     fps: Fraction | None = None
     count, duration, variable = 1, Fraction(0), False
     if folder:
@@ -132,7 +156,7 @@ def probe_images(path: str, folder_fps: Fraction | None = None) -> VideoInfo:
         pix_fmt=mode,
         color_range="full",
         color_space="rgb",
-        file_size=sum(os.stat(file).st_size for file in files),
+        file_size=file_size,
     )
 
 

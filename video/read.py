@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from video.clip import Clip, Pixels, VideoInfo
-from video.errors import VideoError
+from video.errors import VideoError, check_pixels
 from video.images import ImageSource, is_image
 from video.probe import check_path
 from video.pyav_backend import PyAVSource
@@ -150,11 +150,8 @@ class VideoReader:
         for picture, time in self._source.frames(self._from):
             if shown is None:
                 start = max(self._from, time)
-            elif time - last > LONGEST_GAP:
-                raise VideoError(
-                    f"{self.info.path} shows one frame from {last:.0f} s to {time:.0f} s, its times"
-                    " are damaged; read it without fps, or clip it"
-                )
+            else:
+                self._check_gap(last, time)
             while shown is not None and start + tick / fps < min(time, self._to) - slack:
                 yield shown, float(start + tick / fps)
                 tick += 1
@@ -162,9 +159,20 @@ class VideoReader:
                 return
             shown, last = picture, time
         end = min(self._to, max(self._source.end, last))
+        if shown is not None:
+            self._check_gap(last, end)
         while shown is not None and (start + tick / fps < end - slack or not tick):
             yield shown, float(start + tick / fps)
             tick += 1
+
+    def _check_gap(self, start: float, end: float) -> None:
+        """Refuse to repeat one frame for hours."""
+        start, end = max(start, self._from), min(end, self._to)
+        if end - start > LONGEST_GAP:
+            raise VideoError(
+                f"{self.info.path} shows one frame from {start:.0f} s to {end:.0f} s, its times are"
+                " damaged; read it without fps, or clip it"
+            )
 
     def _count(self) -> int | None:
         times = self._source.times
@@ -331,4 +339,5 @@ def _open_source(
     else:
         source = PyAVSource(path, on_damage, ahead)
     source.size = target_size(size, source.info.height, source.info.width)
+    check_pixels(path, *source.size)
     return source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -13,18 +14,25 @@ Size = int | tuple[int, int]
 
 
 def as_rate(fps: Rate) -> Fraction:
-    """Turn 25, 23.976, "24000/1001" or a Fraction into a Fraction of at most 1001 below.
+    """Turn 25, 23.976, "24000/1001" or a Fraction into a Fraction of small numbers.
 
     Raises:
         ValueError: `fps` is no positive finite number.
     """
     try:
-        rate = fps if isinstance(fps, Fraction) else Fraction(fps).limit_denominator(1001)
+        if isinstance(fps, str) and "/" not in fps:
+            fps = float(fps)  # a Fraction would work out all the digits of "1e999999999"
+        rate = fps if isinstance(fps, Fraction) else _plain(Fraction(fps))
     except (ValueError, OverflowError, ZeroDivisionError, TypeError):
         rate = Fraction(0)
     if rate <= 0:
         raise ValueError(f"fps={fps!r}: expected a positive number, such as 25 or '24000/1001'")
     return rate
+
+
+def _plain(rate: Fraction) -> Fraction:
+    """The nearest fraction whose smaller number is at most 1001."""
+    return rate.limit_denominator(1001) if rate >= 1 else 1 / (1 / rate).limit_denominator(1001)
 
 
 def tick_tolerance(fps: Fraction) -> float:
@@ -86,12 +94,12 @@ def target_size(size: Size | None, height: int, width: int) -> tuple[int, int]:
     """
     if size is None:
         return height, width
-    given = (size,) if isinstance(size, int) else tuple(size)
-    if len(given) not in (1, 2) or min(given) < 1:
+    given = tuple(size) if isinstance(size, tuple | list) else (size,)
+    if len(given) not in (1, 2) or not all(isinstance(n, Integral) and n > 0 for n in given):
         raise ValueError(f"size={size!r}: expected the shorter side in pixels or (height, width)")
     if len(given) == 2:
-        return given[0], given[1]
-    short, longer = given[0], max(height, width)
+        return int(given[0]), int(given[1])
+    short, longer = int(given[0]), max(height, width)
     even = max(short, 2 * round(longer * short / min(height, width) / 2))
     if height == width:
         even = short

@@ -30,6 +30,7 @@ from video.sample import Rate, as_rate
 
 BT709, LIMITED = 1, 1
 TICKS = 90_000  # per second, at least
+LATEST = 1e9  # seconds; movies count ticks in 64 bits
 FINEST = 1_000_000  # per second; mp4 counts the ticks between two frames in 31 bits
 STILL = {
     ".png": "PNG",
@@ -65,14 +66,20 @@ class MovieSink:
         scale = fps.numerator * max(1, round(TICKS / fps.numerator))
         self._base = Fraction(1, scale if scale <= FINEST else TICKS)
         self._fps = fps
-        flags = {"movflags": "+faststart"} if container in ("mp4", "mov") else {}
+        flags = {}
+        if container in ("mp4", "mov"):  # the start is kept as exactly as the steps between frames
+            flags = {"movflags": "+faststart", "movie_timescale": str(self._base.denominator)}
         self._container = av.open(path, "w", format=container, options=flags)
         self._stream: av.VideoStream | None = None
         self._reformatter = VideoReformatter()
         self._last: int | None = None
+        self._shift = 0.0
 
     def add(self, pixels: Pixels, time: float) -> None:
         """Encode one frame."""
+        if self._last is None:
+            self._shift = max(0.0, -time)
+        time += self._shift
         stream = self._stream or self._start(*pixels.shape[:2])
         frame = self._reformatter.reformat(
             av.VideoFrame.from_ndarray(pixels, format="rgb24"),
@@ -153,14 +160,13 @@ class PictureSink:
 
     def finish(self) -> None:
         """Write all frames."""
-        first, rest = self._frames[0], self._frames[1:]
-        if not rest:
+        if len(self._frames) == 1:
             name = STILL.get(self._suffix) or ANIMATED[self._suffix]
             quality: dict[str, dict[str, Any]] = {
                 "JPEG": {"quality": 95, "subsampling": 0},
                 "WEBP": {"lossless": True},
             }
-            first.save(self._path, format=name, **quality.get(name, {}))
+            self._save(name, **quality.get(name, {}))
             return
         unit = 10 if self._suffix == ".gif" else 1  # milliseconds
         ends = [*self._times[1:], self._times[-1] + float(1 / self._fps)]
@@ -172,15 +178,22 @@ class PictureSink:
                 " frames per second or fewer, or write .mp4"
             )
         lossless = {"lossless": True} if self._suffix == ".webp" else {}
-        first.save(
-            self._path,
-            format=ANIMATED[self._suffix],
+        self._save(
+            ANIMATED[self._suffix],
             save_all=True,
-            append_images=rest,
+            append_images=self._frames[1:],
             duration=shown,
             loop=0,
             **lossless,
         )
+
+    def _save(self, kind: str, **options: Any) -> None:
+        try:
+            self._frames[0].save(self._path, format=kind, **options)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # Pillow's writers raise a dozen kinds
+            raise VideoError(f"{self._suffix} cannot hold these frames ({error})") from error
 
     def abandon(self) -> None:
         """Nothing is open."""
@@ -191,7 +204,8 @@ class VideoWriter:
 
     The target's name decides: .mp4 .m4v .mov .mkv, an image or animation (.png .jpg .webp .bmp
     .tif .gif .apng), or a folder (no suffix). An existing file is replaced when the new one is
-    complete; after an exception there is no new file and the old one is untouched.
+    complete; after an exception there is no new file and the old one is untouched. Movies know no
+    time before 0: frames that begin earlier are written from 0 on.
 
     Args:
         path: Target.
@@ -208,7 +222,7 @@ class VideoWriter:
         crf: float = 18,
         preset: str = "medium",
     ) -> None:
-        self.path = os.path.abspath(os.fspath(path))
+        self.path = os.path.abspath(os.fsdecode(path))
         self.num_frames = 0
         self._fps = Fraction(25) if fps is None else as_rate(fps)
         self._last, self._size = -np.inf, (0, 0)
@@ -216,7 +230,7 @@ class VideoWriter:
         suffix = os.path.splitext(name)[1].lower()
         if os.path.isdir(self.path) and (suffix or os.listdir(self.path)):
             raise VideoError(f"{self.path} is a folder that is not empty; name another target")
-        self._temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:8]}.part")
+        self._temporary = os.path.join(folder, f".omnitok-{uuid.uuid4().hex[:8]}.part")
         self._sink: Sink
         try:
             if suffix in MOVIES:
@@ -282,10 +296,10 @@ class VideoWriter:
         self._size = size
         pixels_nHWC = frames.cpu().permute(0, 2, 3, 1).contiguous().numpy()
         for pixels, time in zip(pixels_nHWC, times, strict=True):
-            if not self._last < time < np.inf:
+            if not max(self._last, -LATEST) < time < LATEST:
                 raise VideoError(
                     f"{self.path}: frame {self.num_frames} is at {time} s and the one before it at"
-                    f" {self._last} s; times must increase"
+                    f" {self._last} s; times must increase and stay below {LATEST:.0e} s"
                 )
             try:
                 self._sink.add(pixels, time)
@@ -305,6 +319,9 @@ class VideoWriter:
         except (OSError, ValueError, av.FFmpegError, VideoError) as error:
             self.abandon()
             raise self._failed(error) from error
+        except BaseException:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Remove what was written."""

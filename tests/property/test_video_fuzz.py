@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from video_clips import encode, picture
 
 import video
 from video import VideoError
@@ -126,12 +128,21 @@ def test_a_header_that_claims_a_huge_picture_takes_no_memory(clips, tmp_path, na
 
 
 def test_times_that_jump_for_hours_do_not_repeat_a_frame_for_hours(tmp_path):
-    from video_clips import encode
-
     path = encode(tmp_path / "jump.mp4", 4, step=(0.04, 9000.0))
     assert len(video.read(path).frames) == 4
     with pytest.raises(VideoError, match="one frame from 0 s to 9000 s"):
         video.read(path, fps=25)
+
+
+def test_a_last_frame_of_hours_is_not_repeated_for_hours(tmp_path):
+    path = tmp_path / "long.webp"
+    frames = [Image.fromarray(picture(n)) for n in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=[40, 40, 16_000_000])
+    assert len(video.read(path).frames) == 3
+    assert len(video.read(path, fps=25, clip=(0, 1)).frames) == 25
+    assert len(video.read(path, fps=25, clip=(9000, 9001)).frames) == 25
+    with video.open_video(path, fps=25) as reader, pytest.raises(VideoError, match="one frame"):
+        list(reader)
 
 
 def test_a_stream_that_appears_without_notice_ends_the_reading(clips, tmp_path):

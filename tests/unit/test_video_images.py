@@ -39,6 +39,23 @@ def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path):
     assert (one(tmp_path / "deep.tif") == (deep >> 8)[..., None]).all()
 
 
+@pytest.mark.parametrize("mode", ["I;16", "L", "RGB", "RGBA", "1"])
+@pytest.mark.parametrize("name", ["a.tif", "packed.tif", "a.png"])
+def test_pictures_of_every_mode_are_turned_upright(tmp_path, mode, name):
+    grey = np.arange(48 * 64).reshape(48, 64) // 12
+    stored = Image.fromarray((grey << 8).astype(np.uint16))
+    if mode != "I;16":
+        stored = Image.fromarray(grey.astype(np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn clockwise
+    packed = {"compression": "tiff_deflate"} if name == "packed.tif" else {}
+    stored.save(tmp_path / name, exif=exif, **packed)
+    wanted = grey if mode == "I;16" else np.asarray(stored.convert("L"))
+    assert (one(tmp_path / name) == np.rot90(wanted, -1)[..., None]).all()
+    info = video.probe(tmp_path / name)
+    assert (info.width, info.height, info.rotation) == (48, 64, 90)
+
+
 @pytest.mark.parametrize("suffix", ["png", "webp"])
 def test_transparent_pixels_are_shown_on_white(tmp_path, suffix):
     pixels = np.zeros((8, 8, 4), np.uint8)
@@ -99,7 +116,7 @@ def test_frames_of_a_folder_are_in_natural_order_at_25_or_any_rate(clips):
 
 
 def test_natural_order_takes_any_name(tmp_path):
-    names = ["1.png", "2b.png", "10.png", "a²9.png", "a²10.png", "b.PNG"]
+    names = ["01.png", "1.png", "2b.png", "10.png", "a²9.png", "a²10.png", "b.PNG"]
     for name in names:
         Image.new("RGB", (4, 4)).save(tmp_path / name)
     assert [os.path.basename(file) for file in list_frames(str(tmp_path))] == names
@@ -120,6 +137,13 @@ def test_a_folder_with_a_broken_frame_names_it(tmp_path, clips):
         (tmp_path / f"{name}.png").write_bytes(clips("tiny.png").read_bytes())
     (tmp_path / "b.png").write_bytes(clips("tiny.png").read_bytes()[:60])
     with pytest.raises(VideoError, match=r"b\.png"):
+        read(tmp_path)
+
+
+def test_a_folder_with_a_link_to_nowhere_names_it(tmp_path, clips):
+    (tmp_path / "a.png").write_bytes(clips("tiny.png").read_bytes())
+    (tmp_path / "b.png").symlink_to("nowhere.png")
+    with pytest.raises(VideoError, match=r"b\.png cannot be opened"):
         read(tmp_path)
 
 

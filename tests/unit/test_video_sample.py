@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -14,13 +15,17 @@ from video.sample import as_rate, target_size
 @pytest.mark.parametrize(
     ("given_rate", "rate"),
     [(25, Fraction(25)), (29.97, Fraction(2997, 100)), (24000 / 1001, Fraction(24000, 1001)),
-     ("30000/1001", Fraction(30000, 1001)), ("12.5", Fraction(25, 2))],
+     ("30000/1001", Fraction(30000, 1001)), ("12.5", Fraction(25, 2)), (0.1, Fraction(1, 10)),
+     ("1/86400", Fraction(1, 86400)), ("0.0007", Fraction(7, 10000))],
 )  # fmt: skip
 def test_rates_are_read_exactly(given_rate, rate):
     assert as_rate(given_rate) == rate
 
 
-@pytest.mark.parametrize("bad", [0, -1, float("nan"), float("inf"), "fast", "1/0", None])
+@pytest.mark.parametrize(
+    "bad",
+    [0, -1, -0.01, float("nan"), float("inf"), "fast", "1/0", "1e999999999", None],
+)
 def test_a_rate_that_is_none_is_refused(bad):
     with pytest.raises(ValueError, match="fps="):
         as_rate(bad)
@@ -65,13 +70,13 @@ def test_every_tick_shows_the_newest_frame_that_is_due(steps, fps):
     ("size", "source", "expected"),
     [(None, (47, 63), (47, 63)), (24, (48, 64), (24, 32)), (24, (64, 48), (32, 24)),
      (256, (1080, 1920), (256, 456)), (25, (100, 100), (25, 25)), (5, (10, 11), (5, 6)),
-     (64, (2, 3), (64, 96)), ((10, 20), (48, 64), (10, 20))],
+     (64, (2, 3), (64, 96)), (np.int64(24), (48, 64), (24, 32)), ((10, 20), (48, 64), (10, 20))],
 )  # fmt: skip
 def test_target_sizes(size, source, expected):
     assert target_size(size, *source) == expected
 
 
-@pytest.mark.parametrize("bad", [0, -2, (0, 3), (1, 2, 3), ()])
+@pytest.mark.parametrize("bad", [0, -2, (0, 3), (1, 2, 3), (), 24.0, "24", (1.5, 2)])
 def test_a_size_that_means_nothing_is_refused(bad):
     with pytest.raises(ValueError, match="size="):
         target_size(bad, 10, 10)

@@ -56,6 +56,28 @@ def test_a_steady_rate_is_kept_exactly(tmp_path, fps):
     assert back.info.duration == pytest.approx(12 / fps)
 
 
+def test_a_clip_of_less_than_a_millisecond_keeps_its_frames(tmp_path):
+    write(tmp_path / "a.mp4", numbered(4), fps=Fraction(90001, 7))
+    assert [number_of(f) for f in read(tmp_path / "a.mp4").frames] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov"])
+@pytest.mark.parametrize("start", [1 / 30, 1.4333333, 95443.71, 1000000.12345])
+def test_a_start_is_kept_as_exactly_as_the_rate(tmp_path, start, suffix):
+    pts = start + torch.arange(4, dtype=torch.float64) / 25
+    write(tmp_path / f"a{suffix}", numbered(4), pts=pts)
+    assert (read(tmp_path / f"a{suffix}").pts - pts).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_frames_before_time_0_are_written_from_0_on(tmp_path, suffix):
+    steps = torch.arange(4, dtype=torch.float64) / 25
+    write(tmp_path / f"a{suffix}", numbered(4), pts=steps - 0.1)
+    clip = read(tmp_path / f"a{suffix}")
+    assert [number_of(f) for f in clip.frames] == [0, 1, 2, 3]
+    torch.testing.assert_close(clip.pts, steps)
+
+
 def test_pure_colours_survive_writing(tmp_path):
     colours = torch.tensor([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0],
                             [255, 255, 0], [128, 128, 128], [30, 200, 170]])  # fmt: skip
@@ -116,6 +138,13 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path, target):
     assert "." not in target or (tmp_path / target).read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("suffix", [".mp4", ".png", ".gif", ""])
+def test_a_name_may_be_as_long_as_the_disk_allows(tmp_path, suffix):
+    name = "n" * (255 - len(suffix)) + suffix
+    write(tmp_path / name, numbered(1))
+    assert names(tmp_path) == [name]
+
+
 def test_nothing_stands_under_the_target_before_it_is_complete(tmp_path):
     with VideoWriter(tmp_path / "a.mp4") as writer:
         writer.write(numbered(3))
@@ -130,6 +159,8 @@ def test_nothing_stands_under_the_target_before_it_is_complete(tmp_path):
         (numbered(2), [0.1, 0.0], VideoError),
         (numbered(2), [0.0, float("nan")], VideoError),
         (numbered(2), [0.0, float("inf")], VideoError),
+        (numbered(2), [0.0, 1e300], VideoError),
+        (numbered(2), [-1e300, 0.0], VideoError),
         (numbered(2), [0.0, 1e-7], VideoError),
         (numbered(2), [0.0], ValueError),
         (numbered(2).float(), None, ValueError),
@@ -160,6 +191,31 @@ def test_targets_that_cannot_be_written_are_refused(tmp_path):
     with pytest.raises(VideoError, match="no frames"):
         VideoWriter(tmp_path / "a.mp4").close()
     assert names(tmp_path) == ["full"]
+
+
+def test_a_picture_too_wide_for_its_format_is_refused(tmp_path):
+    for suffix in (".gif", ".webp", ".jpg", ".mp4"):
+        with pytest.raises(VideoError, match=r"cannot (be written|hold)"):
+            write(tmp_path / f"a{suffix}", torch.zeros(1, 3, 1, 70000, dtype=torch.uint8))
+    assert names(tmp_path) == []
+
+
+def test_a_frame_shown_for_longer_than_its_format_can_say_is_refused(tmp_path):
+    for suffix in (".gif", ".webp", ".apng"):
+        with pytest.raises(VideoError, match=r"cannot (be written|hold)"):
+            write(tmp_path / f"a{suffix}", numbered(3), pts=[0, 1e8, 2e8])
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_an_interruption_while_the_file_is_completed_leaves_nothing(tmp_path, suffix, monkeypatch):
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / f"a{suffix}", numbered(2))
+    assert names(tmp_path) == []
 
 
 def test_one_file_has_one_size(tmp_path):

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
     from omnitok.token_stream import TokenReader
 
-    with TokenReader(args.tokens, groups=1) as reader:
+    with TokenReader(args.tokens) as reader:
         data = gather(reader, args.tokens)
     Report(json=args.json).result({"command": "inspect", **data}, columns(describe(data)))
     return DONE
@@ -49,9 +49,7 @@ def gather(reader: TokenReader, path: str) -> dict[str, Any]:
     info, source = reader.info, reader.source
     frames, height, width = reader.size
     tokens = math.prod(reader.grid) if reader.plan is None else len(reader.plan.place)
-    part = next(iter(reader), None)
-    bits_per_token = part.bits_per_token if part is not None else 0.0
-    bits = tokens * bits_per_token
+    bits = tokens * reader.bits_per_token
     pixels = math.prod(reader.size)
     duration = _duration(reader)
     part_only = reader.preprocess is not None and reader.preprocess.clip is not None
@@ -73,7 +71,7 @@ def gather(reader: TokenReader, path: str) -> dict[str, Any]:
         "num_tokens": tokens,
         "plan": _plan(reader),
         "tokens_per_second": tokens / duration if duration else None,
-        "bits_per_token": bits_per_token,
+        "bits_per_token": reader.bits_per_token,
         "bits_per_pixel": bits / pixels if pixels else None,
         "compression_of_rgb": 24 * pixels / bits if bits else None,
         "compression_of_source": 8 * source_bytes / bits if source_bytes and bits else None,
@@ -233,9 +231,9 @@ def _source_line(source: dict[str, Any]) -> str:
 
 
 def _rate(fps: str | float) -> str:
-    from fractions import Fraction
+    from video.sample import as_rate
 
     try:
-        return f"{float(Fraction(fps)):.6g} fps"
-    except (ValueError, ZeroDivisionError, OverflowError):
+        return f"{float(as_rate(fps)):.6g} fps"
+    except (ValueError, OverflowError):
         return f"{fps} fps"
