@@ -6,6 +6,7 @@ import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ def test_a_cut_off_leftover_is_not_taken_for_done(keep, talk, omnitok, tmp_path)
     omnitok("tokenize", talk)
     whole = tokens.read_bytes()
     tokens.write_bytes(whole[: int(len(whole) * keep)])
+    planned = omnitok("tokenize", talk, "--dry-run")
     again = omnitok("tokenize", talk)
+    assert planned.status == again.status
     if keep:  # it may be something else that the user wants to look at
         assert again.status == 3
         assert "is not a whole token file" in again.err
@@ -70,11 +73,13 @@ def test_decoded_leftovers_are_not_taken_for_done(talk, clips, omnitok, tmp_path
     omnitok("tokenize", talk)
     tokens, decoded = tmp_path / "talk.omni.safetensors", tmp_path / "talk.decoded.mp4"
     decoded.write_bytes(b"\0" * 1000)
-    again = omnitok("decode", tokens)
-    assert (again.status, "is not whole" in again.err) == (3, True)
+    for words in (["--dry-run"], []):
+        again = omnitok("decode", tokens, *words)
+        assert (again.status, "is not whole" in again.err) == (3, True)
     shutil.copy(clips("film.mp4"), decoded)
-    again = omnitok("decode", tokens)
-    assert (again.status, "24 frames" in again.err) == (3, True)
+    for words in (["--dry-run"], []):
+        again = omnitok("decode", tokens, *words)
+        assert (again.status, "24 frames" in again.err) == (3, True)
     decoded.write_bytes(b"")
     assert omnitok("decode", tokens).status == 0
 
@@ -99,7 +104,7 @@ def test_a_dry_run_says_what_the_run_then_does_and_writes_nothing(options, talk,
         assert would[key] == did[key], key
     again = omnitok("tokenize", talk, "-o", out, "--dry-run")
     assert "would keep" in again.err
-    back = omnitok("decode", out, "--dry-run", model=None)
+    back = omnitok("decode", out, "--dry-run")
     assert back.status == 0
     assert f"would write {out / 'talk.decoded.mp4'}: {did['num_frames']} frames" in back.err
     assert not (out / "talk.decoded.mp4").exists()
@@ -267,15 +272,31 @@ def test_a_code_out_of_range_is_refused(talk, omnitok, tmp_path):
         tokens.save(path)
 
 
+@pytest.mark.parametrize("changes", [{"patch": (8, 8, 8)}, {"codebook_size": 2**17}])
+def test_tokens_that_their_weights_cannot_have_made_are_refused(changes, talk, omnitok, tmp_path):
+    path = tmp_path / "talk.omni.safetensors"
+    omnitok("tokenize", talk)
+    tokens = Tokens.load(path)
+    claimed = replace(tokens.info, **changes)
+    codes = torch.full_like(tokens.codes[:2], claimed.codebook_size - 1)
+    size = (1 + claimed.patch[0], *tokens.size[1:])
+    Tokens(codes=codes, size=size, info=claimed).save(path)
+    run = omnitok("decode", path)
+    assert run.status == 3
+    assert "bug" not in run.err
+
+
 def test_tokens_of_other_weights_are_refused_by_name(talk, omnitok, other_weights, tmp_path):
     tokens = tmp_path / "talk.omni.safetensors"
     omnitok("tokenize", talk, model=other_weights)
     run = omnitok("decode", tokens)
     assert run.status == 3
     assert "'other'" in run.err
-    run = omnitok("decode", tokens, model=None)
-    assert run.status == 3
-    assert "--model" in run.err
+    for words in (["--dry-run"], []):
+        run = omnitok("decode", tokens, *words, model=None)
+        assert run.status == 3
+        assert "--model" in run.err
+    assert omnitok("decode", tokens, "--dry-run", model="no-such").status == 2
     assert not (tmp_path / "talk.decoded.mp4").exists()
 
 

@@ -88,6 +88,19 @@ def test_compare_finds_the_worst_frame_and_its_figures(omnitok, tmp_path):
     assert data["frames"][3]["psnr"] == 100
 
 
+def test_compare_does_not_write_over_what_it_reads(clips, omnitok, tmp_path):
+    clip = shutil.copy(clips("tiny.png"), tmp_path / "a.png")
+    before = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "link.png").symlink_to("a.png")
+    same = ("-o", tmp_path / "b.png", "--png", tmp_path / "b.png")
+    for outputs in (("-o", clip), ("--png", tmp_path / "link.png"), same):
+        run = omnitok("compare", clip, clip, "--overwrite", *outputs)
+        assert run.status == 2
+        assert "named twice" in run.err
+    assert (tmp_path / "a.png").read_bytes() == before
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_clips_that_differ_in_shape_cannot_be_compared(clips, omnitok, tmp_path):
     side = tmp_path / "side.mp4"
     run = omnitok("compare", clips("steady.mp4"), clips("odd.mp4"), "-o", side, "--json")

@@ -98,6 +98,16 @@ def test_a_folder_of_frames_is_one_video(clips, omnitok, tmp_path):
     assert (decoded.num_frames, decoded.fps) == (12, 12)
 
 
+def test_frames_kept_at_another_rate_are_warned_about(clips, omnitok, tmp_path):
+    folder = shutil.copytree(clips("frames"), tmp_path / "shot")
+    warned = []
+    for rate in ([], [], ["--fps", "25"], ["--fps", "10"]):
+        warned.append(
+            "other weights or options" in omnitok("tokenize", folder, "--frames", *rate).err
+        )
+    assert warned == [False, False, False, True]
+
+
 def test_the_same_input_gives_the_same_bytes(clips, omnitok, tmp_path):
     for name in ("one", "two"):
         omnitok("tokenize", clips("steady.mp4"), "-o", tmp_path / name)

@@ -19,7 +19,7 @@ from tools.commands.planning import TOKENS, is_media, is_tokens, make_plan
 from tools.commands.reporting import clock, printable, size_of
 
 
-def plan(*inputs: Path, output: Path | None = None, walk: bool = True):
+def plan(*inputs: Path | str, output: Path | None = None, walk: bool = True):
     return make_plan(
         [str(path) for path in inputs],
         None if output is None else str(output),
@@ -90,6 +90,9 @@ def test_a_model_or_device_that_is_not_there_is_status_2(words, tmp_path, capsys
 
 def test_options_are_read():
     assert rate("30000/1001") == "30000/1001"
+    for bad in ("1e999999999", "1001", "1/0", "nan", "-1/2"):  # the first would take minutes
+        with pytest.raises(argparse.ArgumentTypeError):
+            rate(bad)
     assert side("256") == 256
     assert seconds("1.5:3") == (1.5, 3)
     assert seconds(":3") == (0, 3)
@@ -126,6 +129,24 @@ def test_a_folder_of_frames_is_one_input(tmp_path):
     touch(tmp_path / "shot.1", "0.png", "1.png")
     found = plan(tmp_path / "shot.1", walk=False)
     assert [job.dst for job in found.jobs] == [str(tmp_path / "shot.1.omni.safetensors")]
+
+
+def test_a_folder_of_frames_may_be_the_one_we_are_in(tmp_path, monkeypatch):
+    touch(tmp_path / "shot", "sub/0.png")
+    monkeypatch.chdir(tmp_path / "shot" / "sub")
+    for given, name in ((".", "shot/sub"), ("..", "shot"), ("../sub/", "shot/sub")):
+        (job,) = plan(given, walk=False).jobs
+        assert os.path.abspath(job.dst) == str(tmp_path / f"{name}.omni.safetensors")
+    (job,) = plan(".", output=tmp_path / "out", walk=False).jobs
+    assert job.dst == str(tmp_path / "out" / "sub.omni.safetensors")
+
+
+def test_an_input_without_a_name_is_a_failure_and_not_the_folder_we_are_in(tmp_path, monkeypatch):
+    (path,) = touch(tmp_path, "a.png")
+    monkeypatch.chdir(tmp_path)
+    empty, good = plan("", path).jobs
+    assert "no name" in empty.error
+    assert not good.error
 
 
 def test_inputs_of_the_same_stem_keep_their_suffixes(tmp_path):
@@ -173,6 +194,8 @@ def test_one_output_file_for_many_inputs_is_refused(tmp_path):
             plan(*inputs, output=tmp_path / "c.safetensors")
     with pytest.raises(UsageError, match="another kind"):
         plan(one, output=two)
+    with pytest.raises(UsageError, match="another kind"):
+        plan(one, output=tmp_path / "new.avi")  # a folder of that name would surprise
 
 
 def test_names_in_folders_are_told_apart():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tools.commands import shaping
-from tools.commands.errors import DONE, InputError
+from tools.commands.errors import DONE, InputError, UsageError
 from tools.commands.loading import ByTokens
 from tools.commands.options import add_json, add_model
 from tools.commands.reporting import Report, columns
@@ -213,9 +213,19 @@ def _other_count(a: Frames, b: Frames, count_a: str, count_b: str) -> InputError
     )
 
 
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Refuse to write over a file that is read, or twice to one."""
+    used = {os.path.realpath(path) for path in (args.a, args.b)}
+    for path in filter(None, (args.output, args.png)):
+        if os.path.realpath(path) in used:
+            raise UsageError(f"{path} is named twice; give every output a name of its own")
+        used.add(os.path.realpath(path))
+
+
 def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
     report = Report(json=args.json)
+    _check_outputs(args)
     models = ByTokens(args)
     if shaping.holds_shape(args.a) or shaping.holds_shape(args.b):
         return shaping.compare(args, report, models)

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from tools.commands.batch import Outcome, Update, finished, planned, run_jobs
-from tools.commands.loading import ByTokens
+from tools.commands.loading import ByTokens, outline
 from tools.commands.options import add_batch, add_model
 from tools.commands.planning import DECODED, Job, is_tokens, make_plan
 from tools.commands.reporting import Report
@@ -69,9 +69,13 @@ def run(args: argparse.Namespace) -> int:
         ending=lambda path: DECODED + suffix(path),
         is_file_name=lambda name: os.path.splitext(name)[1].lower() in endings,
     )
-    if args.dry_run:
-        return run_jobs("decode", plan, lambda job, _: _describe(job, args.overwrite), report)
     models = ByTokens(args)
+    if args.dry_run:
+        if args.model is not None:
+            outline(args.model)
+        return run_jobs(
+            "decode", plan, lambda job, _: _describe(models, job, args.overwrite), report
+        )
 
     def work(job: Job, update: Update) -> Outcome:
         os.makedirs(os.path.dirname(os.path.abspath(job.dst)), exist_ok=True)
@@ -87,15 +91,19 @@ def run(args: argparse.Namespace) -> int:
     return run_jobs("decode", plan, work, report)
 
 
-def _describe(job: Job, overwrite: bool) -> Outcome:
+def _describe(models: ByTokens, job: Job, overwrite: bool) -> Outcome:
     """What a dry run says about a job."""
     from omnitok.token_stream import TokenReader
+    from video.files import check_decoded, has_output
 
+    models.name_for(job.src)
     with TokenReader(job.src) as reader:
         frames, height, width = reader.size
         name = reader.info.name
     if reader.placement is not None:
         return planned(job, overwrite, f"a 3D asset, by {name}", {"model": name})
+    if has_output(job.dst) and not overwrite:
+        check_decoded(job.dst, reader.size)
     facts = {"num_frames": frames, "height": height, "width": width, "model": name}
     about = f"{frames} frames of {width}x{height}, by {name}"
     return planned(job, overwrite, about, facts)
@@ -109,10 +117,10 @@ def _source_kind(path: str) -> tuple[str | None, int]:
     """
     from omnitok import TokensError
     from omnitok.token_facts import parse_json
-    from omnitok.token_file import read_header
+    from omnitok.token_file import open_regular, read_header
 
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             clip = parse_json(read_header(file)[0], "the metadata")["clips"][0]
         return clip["source"] and clip["source"]["kind"], clip["size"][0]
     except OSError as error:

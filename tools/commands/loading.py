@@ -107,20 +107,29 @@ class ByTokens:
             InputError: Its weights do not ship with omnitok.
             UsageError: The weights or the device that the options name are not there.
         """
+        return self._load(self.name_for(path))
+
+    def name_for(self, path: str) -> str:
+        """The name of the tokenizer for a token file; nothing is downloaded.
+
+        Raises:
+            TokensError: The file is damaged.
+            InputError: Its weights do not ship with omnitok.
+        """
         from omnitok.hub import shipped
         from omnitok.interop.registry import name_of_hash
         from omnitok.token_layout import TokenFile
 
         if self._args.model is not None:
-            return self._load(self._args.model)
+            return self._args.model  # type: ignore[no-any-return]
         with TokenFile(path) as file:
             info = file.layout.info
         if (published := name_of_hash(info.weights_sha256)) is not None:
-            return self._load(published)
+            return published
         names = sorted(shipped(), key=lambda name: name != info.name)
         for name in names:
             if self._load(name).weights_sha256 == info.weights_sha256:
-                return self._load(name)
+                return name
         raise InputError(
             f"{path} was made by {info.name!r} with weights {info.weights_sha256[:12]}, which do "
             f"not ship with omnitok ({names}); give them with --model"

@@ -42,8 +42,8 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def rate(text: str) -> str:
     """A frame rate: 25, 23.976 or 30000/1001."""
     try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError):
+        value = Fraction(text if "/" in text else float(text))  # "1e999999999" has many digits
+    except (ValueError, ZeroDivisionError, OverflowError):
         value = Fraction(0)
     if not 0 < value <= 1000:
         raise argparse.ArgumentTypeError(

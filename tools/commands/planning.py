@@ -114,8 +114,10 @@ def make_plan(
             )
         jobs[0].dst = output
         return Plan(jobs, ignored)
-    if output is not None and os.path.lexists(output) and not os.path.isdir(output):
-        raise UsageError(f"-o {output} is a file of another kind; give a folder or a new name")
+    if output is not None and not os.path.isdir(output):
+        kind = os.path.splitext(output.lower())[1]
+        if os.path.lexists(output) or kind in (*VIDEOS, *IMAGES, *SHAPES):
+            raise UsageError(f"-o {output} is a file of another kind; give a folder or a new name")
     _name_outputs(jobs, found, output)
     return Plan(jobs, ignored)
 
@@ -153,8 +155,13 @@ def _find(
     found: dict[str, _Found] = {}
     ignored = 0
     for given in inputs:
+        if not given:
+            found[given] = _Found(given, "", "an input has no name; check how it was given")
+            continue
         if not (walk and os.path.isdir(given)):
             path = os.path.normpath(given)
+            if os.path.basename(path) in (os.curdir, os.pardir):
+                path = os.path.abspath(path)  # its output is named after it and lies beside it
             name = os.path.basename(os.path.abspath(path))
             found.setdefault(os.path.abspath(path), _Found(path, name))
             continue

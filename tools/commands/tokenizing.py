@@ -113,12 +113,18 @@ def _run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
 def _dry_run(args: argparse.Namespace, plan: Plan, report: Report) -> int:
     from omnitok.groups import num_groups
     from video import open_video
+    from video.files import has_output, open_kept
 
     tok = outline(args.model or "tiny")
 
     def work(job: Job, update: Update) -> Outcome:
         if is_shape(job.src):
             return planned_job(job, args.overwrite)
+        if has_output(job.dst) and not args.overwrite:
+            with open_kept(job.src, job.dst) as kept:
+                facts = _facts(kept.size, kept.grid)
+                about = describe(kept.size, facts["num_tokens"])
+            return planned(job, args.overwrite, about, facts)
         options = {"fps": args.fps, "size": args.size, "clip": args.clip}
         with open_video(job.src, on_damage=args.on_damage, **options) as reader:
             size = (reader.num_frames, *reader.size)
