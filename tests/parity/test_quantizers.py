@@ -303,7 +303,7 @@ def close(
     Of a sum whose terms may cancel, `term` is the size of one: it is no more exact than that.
     """
     assert actual.shape == expected.shape, (name, actual.shape, expected.shape)
-    scale = max(expected.abs().max().item(), float(term))
+    scale = max(expected.abs().max().item(), torch.as_tensor(term).item())
     error = (actual - expected).abs().max().item() / scale
     print(f"{name}: {error:.1e} of {scale:.3g}")
     assert math.isfinite(error), name
