@@ -51,7 +51,7 @@ def find_weights(name: str | Path, progress: Progress | None = None) -> Path:
             "give the path of weights trained with it"
         )
     raise CheckpointError(
-        f"no weights called {str(name)!r}: not a file or folder, nor one of "
+        f"no weights called {str(name)!r}: not a file or folder that holds them, nor one of "
         f"{sorted([*known, *PUBLISHED])}"
     )
 

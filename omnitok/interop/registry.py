@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,8 +113,11 @@ def name_of(path: Path) -> str | None:
 
 def name_of_hash(digest: str) -> str | None:
     """Which published weights that were loaded before have this hash; None if none do."""
-    here = ((name, entry.path) for name, entry in PUBLISHED.items() if entry.path.exists())
-    return next((name for name, path in here if (_known(path) or (0, ""))[1] == digest), None)
+    for name, entry in PUBLISHED.items():
+        with suppress(CheckpointError):  # what a damaged record is of is not known here
+            if entry.path.exists() and (_known(entry.path) or (0, ""))[1] == digest:
+                return name
+    return None
 
 
 def fetch(name: str, progress: Progress | None = None) -> Path:
