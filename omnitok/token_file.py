@@ -247,7 +247,8 @@ def _entry(name: str, value: Any, data_start: int) -> Entry:
         entry = Entry(DTYPES[dtype], tuple(shape), data_start + start)
         numbers = (*shape, start, stop)
         sound = len(value) == 3 and all(type(n) is int and 0 <= n < 2**63 for n in numbers)
-        if sound and 1 <= len(shape) <= 3 and stop - start == entry.num_bytes:
+        sound = sound and 1 <= len(shape) <= 3 and stop - start == entry.num_bytes
+        if sound and math.prod(n or 1 for n in shape) < 2**63:  # strides of nothing count too
             return entry
     except (KeyError, TypeError, ValueError):
         pass  # described the same way as any other bad entry

@@ -121,11 +121,11 @@ def probe_images(path: str, folder_fps: Fraction | None = None) -> VideoInfo:
         animated = image.format in ANIMATED and getattr(image, "is_animated", False)
         if animated:
             check_pixels(path, image.height, image.width, limit=ANIMATION_PIXELS)
-        orientation = int(image.getexif().get(0x0112, 1))
+        turn = TURNS.get(image.getexif().get(0x0112, 1), 0)
         width, height = image.size
         if isinstance(image, TiffImageFile):  # Pillow may have turned its size already
             width, height = image.tag_v2[IMAGEWIDTH], image.tag_v2[IMAGELENGTH]
-        if orientation >= 5:
+        if turn in (90, 270):
             width, height = height, width
         codec, mode = (image.format or "").lower(), image.mode
     try:
@@ -147,7 +147,7 @@ def probe_images(path: str, folder_fps: Fraction | None = None) -> VideoInfo:
         kind="folder" if folder else "animation" if animated else "image",
         width=width,
         height=height,
-        rotation=TURNS.get(orientation, 0),
+        rotation=turn,
         fps=fps,
         num_frames=count,
         duration=float(duration),

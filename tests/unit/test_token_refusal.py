@@ -187,6 +187,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, content):
         {"dtype": "I64", "shape": [2.0], "data_offsets": [0, 16]},
         {"dtype": "I64", "shape": [True, 2], "data_offsets": [0, 16]},
         {"dtype": "I64", "shape": [2**62, 2**62, 2**62], "data_offsets": [0, 16]},
+        {"dtype": "I64", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]},
         {"dtype": "I64", "shape": [2], "data_offsets": [0, 2**62]},
         {"dtype": "I64", "shape": "2", "data_offsets": [0, 16]},
         {"dtype": "X", "shape": [2], "data_offsets": [0, 16]},

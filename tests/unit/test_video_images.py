@@ -83,6 +83,16 @@ def test_every_exif_orientation_comes_out_upright(tmp_path, orientation):
     assert abs(one(tmp_path / "a.jpg").astype(int) - picture(9)).mean() < 4
 
 
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_that_means_nothing_turns_nothing(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture(9)).save(tmp_path / "a.jpg", exif=exif)
+    info = video.probe(tmp_path / "a.jpg")
+    assert (info.width, info.height, info.rotation) == (64, 48, 0)
+    assert number_of(one(tmp_path / "a.jpg")) == 9
+
+
 def test_the_name_of_an_image_does_not_matter(clips, tmp_path):
     (tmp_path / "photo.mp4").write_bytes(clips("tiny.png").read_bytes())
     assert number_of(one(tmp_path / "photo.mp4")) == 5
