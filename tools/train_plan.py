@@ -124,7 +124,7 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         )
         if stage["inflate"] is not None:
             lines.append(
-                "  patches of moving frames begin with the weights of still ones, "
+                "  patches of moving frames begin with what still ones have learned, "
                 f"{stage['inflate']!r}; images come back as before"
             )
         lines += [

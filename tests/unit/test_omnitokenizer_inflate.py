@@ -74,7 +74,7 @@ def same_images(a: OmniTokenizerNet, b: OmniTokenizerNet) -> None:
 @pytest.mark.parametrize("how", INFLATIONS)
 def test_a_stage_of_clips_grows_out_of_images_without_changing_them(corpus, tmp_path, how):
     run = Trainer(from_dict(TrainConfig, run_of(how)), tmp_path, {"": corpus})
-    new, kept = run.models.grow(run.model, 1)
+    new, kept = run.models.grow(run.model, 1, run.start)
     torch.testing.assert_close(
         recon(new, pictures()), recon(run.model, pictures()), atol=1e-5, rtol=0
     )
@@ -148,7 +148,9 @@ def test_a_dry_run_of_the_published_recipe_tells_of_it(tmp_path, capsys):
     words = ("train", "curriculum=omnitokenizer", "model=omnitokenizer", *settings, data)
     assert main([*words, "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    (told,) = [n for n, line in enumerate(lines) if "weights of still ones, 'average'" in line]
+    (told,) = [
+        n for n, line in enumerate(lines) if "what still ones have learned, 'average'" in line
+    ]
     assert lines[told - 1].startswith("stage 'images and video'")
 
 
