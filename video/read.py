@@ -156,7 +156,7 @@ class VideoReader:
                 yield shown, float(start + tick / fps)
                 tick += 1
             if time >= self._to:
-                return
+                break
             shown, last = picture, time
         end = min(self._to, max(self._source.end, last))
         if shown is not None:

@@ -110,6 +110,14 @@ def test_a_clip_holds_the_frames_between_its_times(clips, name):
     assert torch.equal(part.frames, whole.frames[inside])
 
 
+def test_a_clip_too_short_for_a_tick_shows_its_first_frame(clips):
+    for part in ((0, 0.001), (0.4, 0.4005)):
+        with video.open_video(clips("steady.mp4"), fps=25, clip=part) as reader:
+            frames = list(reader.frames())
+            assert reader.num_frames == len(frames) == 1
+            assert frames[0][1] == part[0]
+
+
 def test_a_clip_outside_of_the_video_is_refused(clips):
     with pytest.raises(VideoError, match=r"0.000 s to 1.200 s"):
         read(clips("steady.mp4"), clip=(5, 6))
