@@ -33,6 +33,7 @@ from omnitok.train.parallel import World, join, put, spread, whole
 from omnitok.train.sampler import Batch, Item, SampleError, Sampler, load
 from omnitok.train.stages import StageModels
 from omnitok.train.state import Checkpoints, pack, unpack
+from omnitok.train.transition import STILLS
 
 Values = dict[str, Any]
 
@@ -96,7 +97,10 @@ class Trainer:
         self.checkpoints = Checkpoints(self.out / "checkpoints", config.keep)
         saved = self.checkpoints.load()
         if saved is None:
-            self._adopt(0, self.models.first())
+            first = self.models.first()
+            weights = first.state_dict().items()
+            self.start = {name: w.clone() for name, w in weights if name.startswith(STILLS)}
+            self._adopt(0, first)
         else:
             self._resume(*saved)
         self.log = Log(self.out, self.step) if self.world.is_first else None
@@ -131,7 +135,7 @@ class Trainer:
         old = self.models.fresh(self.stage)
         old.load_state_dict(before["model"])
         torch.manual_seed(self._seed_of(-1))  # whatever was saved or resumed just before
-        new, kept = self.models.grow(old, number)
+        new, kept = self.models.grow(old, number, self.start)
         self._adopt(number, new)
         for name, parameter in self.model.named_parameters():
             if name in kept:
@@ -352,6 +356,7 @@ class Trainer:
                     "seconds": self.seconds,
                     "waited": self.waited,
                     "best": self.best,
+                    "start": self.start,
                     "world": self.world.size,
                     "objectives": self.objectives.state_dict(),
                     "heads": self.optimizer.head_state(),
@@ -380,4 +385,6 @@ class Trainer:
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
         self.step, self.seconds, self.best = step, state["seconds"], state["best"]
-        self.waited = state.get("waited", 0.0)  # earlier versions did not keep it
+        # earlier versions did not keep these
+        self.waited, start = state.get("waited", 0.0), state.get("start", {})
+        self.start = {name: weight.to(self.world.device) for name, weight in start.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -91,13 +91,23 @@ class Network(nn.Module):
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self._encoded = inputs[0]
 
-    def forward(self, given: Tensor | PlaneBatch) -> tuple[Any, Tensor]:
+    def forward(
+        self, given: Tensor | PlaneBatch, wanted: Collection[str] = ()
+    ) -> tuple[Any, Tensor]:
         """Clips in [-1, 1] to a `Reconstruction`, 3D assets to a `PlaneResult`.
 
+        Args:
+            given: The batch.
+            wanted: Terms of the model that are trained for. The others have no gradient: with
+                several processes every weight behind an output has to get one.
+
         Returns:
-            That, and [B, N, D] the tokens of the encoder.
+            The result, and [B, N, D] the tokens of the encoder.
         """
         result = self._run(given)
+        for terms in (result.quantized.losses, getattr(result, "losses", {})):
+            for name in set(terms) - set(wanted):
+                terms[name] = terms[name].detach()
         encoded = self._encoded.flatten(1, -2)
         self._encoded = torch.empty(0)
         return result, encoded
@@ -249,12 +259,11 @@ def run_batch(
         ConfigError: The model cannot take the clips, or a loss not what the model returns.
     """
     with _told(batch):
-        if batch.kind == "meshes":
+        if isinstance(losses, Mapping):
             planes = PlaneBatch(**batch.tensors).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                result, _ = network(planes)
+                result, _ = network(planes, list(losses))
             terms = {**result.losses, **result.quantized.losses}
-            assert isinstance(losses, Mapping)
             if missing := sorted(set(losses) - set(terms)):
                 raise ConfigError(f"meshes have no loss {missing[0]!r}; choose of {sorted(terms)}")
             total = torch.stack([weight * terms[name] for name, weight in losses.items()]).sum()
@@ -262,7 +271,7 @@ def run_batch(
         pixels = batch.tensors["pixels"].to(device, non_blocking=True)
         clips = to_float(pixels, torch.float32)
         with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-            result, encoded = network(clips)
+            result, encoded = network(clips, list(losses.losses))
         text = batch.tensors.get("text")
         inputs = LossInputs(
             recon=result.recon,
@@ -275,5 +284,4 @@ def run_batch(
             step=step,
             draws=draws or Draws(),
         )
-        assert isinstance(losses, LossSet)
         return losses(inputs), inputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -105,18 +105,19 @@ class StageModels:
         self._start_planes(model, 0)
         return model
 
-    def grow(self, old: Model, number: int) -> tuple[Model, set[str]]:
+    def grow(self, old: Model, number: int, start: Mapping[str, Tensor]) -> tuple[Model, set[str]]:
         """The model that a stage starts with, and the names of weights that it keeps as they were.
 
         Args:
             old: As the stage before left it.
             number: Of the stage.
+            start: Weights of `STILLS` that the run began with.
         """
         new = self.fresh(number)
         inflated = self.config.stages[number].inflate is not None
         if inflated and isinstance(old, Autoencoder):  # a new bottleneck is fitted to what results
             old = copy.deepcopy(old)
-            learn_from_stills(old, cast(Autoencoder, self.first()))
+            learn_from_stills(old, start)
         self._move(old, new, number)
         planes = self._start_planes(new, number)
         before = dict(old.named_parameters())

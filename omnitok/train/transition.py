@@ -10,7 +10,7 @@ Shape suffixes: S samples (tokens), E width of the encoder, D width of the decod
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ GAINS = (0.25, 0.35, 0.5, 0.7, 1.0, 1.4)  # standard deviations of a bottleneck'
 OWN = ("to_latent.", "from_latent.", "quantizer.")
 PLANES = "planes."
 CLIPS = ("embed.", "head.")  # what only moving patches meet
+STILLS = ("embed_first.", "head_first.")  # and what only still ones do
 
 
 @torch.no_grad()
@@ -75,7 +76,7 @@ def move_over(
 
 
 @torch.no_grad()
-def learn_from_stills(model: Autoencoder, start: Autoencoder) -> None:
+def learn_from_stills(model: Autoencoder, start: Mapping[str, Tensor]) -> None:
     """Give the embedding and the head of moving patches what those of still ones have learned.
 
     A clip that stands still gains what its frames would gain as pictures. What tells moving patches
@@ -84,16 +85,17 @@ def learn_from_stills(model: Autoencoder, start: Autoencoder) -> None:
 
     Args:
         model: That has seen pictures alone; changed in place.
-        start: As it was before.
+        start: Its weights before that, by name; those of `STILLS` are enough.
     """
     frames = model.config.patch[0]
-    for layer, still, old, spread in (
-        (model.embed, model.embed_first, start.embed_first, (1, frames)),
-        (model.head, model.head_first, start.head_first, (frames, 1)),
+    gain = {n: p - start[n] for n, p in model.named_parameters() if n.startswith(STILLS)}
+    for name, layer, spread in (
+        ("embed", model.embed, (1, frames)),
+        ("head", model.head, (frames, 1)),
     ):
         mean = spread[1]  # values of all frames of a patch add up
-        layer.weight.add_((still.weight - old.weight).repeat(spread) / mean)
-        layer.bias.add_((still.bias - old.bias).repeat(spread[0]))
+        layer.weight.add_(gain[f"{name}_first.weight"].repeat(spread) / mean)
+        layer.bias.add_(gain[f"{name}_first.bias"].repeat(spread[0]))
 
 
 def _changed_positions(old: Model, new: Model) -> tuple[str, ...]:
@@ -118,7 +120,9 @@ def _fit_bottleneck(old: Model, new: Model, clips: Iterable[Tensor]) -> None:
     mean_D = given_SD.mean(0)
     _, spread, axes_DD = torch.linalg.svd(given_SD - mean_D, full_matrices=False)
     scale = (spread[:rank] / len(given_SD) ** 0.5).clamp_min(1e-6)
-    wanted_SR = (given_SD - mean_D) @ axes_DD[:rank].T / scale  # unit variance, uncorrelated
+    axes_RD = axes_DD[:rank]  # up to their signs, which must not hang on the last bits of a clip
+    axes_RD = axes_RD * axes_RD.gather(1, axes_RD.abs().argmax(1, keepdim=True)).sign()
+    wanted_SR = (given_SD - mean_D) @ axes_RD.T / scale  # unit variance, uncorrelated
     weight, bias = _affine(encoded_SE, wanted_SR)
     fits = [_try(new, gain, weight, bias, encoded_SE, given_SD) for gain in GAINS]
     _try(new, GAINS[fits.index(min(fits))], weight, bias, encoded_SE, given_SD)

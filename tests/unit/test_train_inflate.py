@@ -6,14 +6,18 @@ import copy
 
 import pytest
 import torch
-from small_runs import FSQ, corpus, run_dict  # noqa: F401 - a fixture
+from small_runs import FSQ, corpus, losses, run_dict  # noqa: F401 - a fixture
 
 from omnitok.model import Autoencoder
+from omnitok.pixels import to_float
 from omnitok.presets import preset
 from omnitok.train.config import ConfigError, TrainConfig, from_dict
-from omnitok.train.loop import Trainer
+from omnitok.train.loop import Hooks, Trainer
+from omnitok.train.network import build_model
 from omnitok.train.pca import start_as_pca
-from omnitok.train.transition import CLIPS, OWN, learn_from_stills
+from omnitok.train.sampler import Sampler
+from omnitok.train.stages import StageModels
+from omnitok.train.transition import CLIPS, OWN, learn_from_stills, move_over
 
 PATCHES = torch.rand(7, 192, generator=torch.Generator().manual_seed(1)) * 2 - 1
 STILL = PATCHES.repeat(1, 4)  # the same, for the four frames of a patch
@@ -49,7 +53,7 @@ def test_clips_that_stand_still_gain_what_pictures_have_gained():
     x = torch.randn(5, model.head.in_features)
     shown = model.head_first(x) - start.head_first(x)
     before = copy.deepcopy(model)
-    learn_from_stills(model, start)
+    learn_from_stills(model, start.state_dict())
     torch.testing.assert_close(model.embed(STILL) - start.embed(STILL), learned, atol=1e-3, rtol=0)
     moving = torch.randn(7, 4, 192)
     moving = (moving - moving.mean(1, keepdim=True)).flatten(1)
@@ -71,7 +75,7 @@ def test_a_stage_of_clips_begins_with_what_its_pictures_taught(corpus, tmp_path)
     before = copy.deepcopy(run.model)
     for number in range(4):
         run.train_step([run.sampler[number]])
-    new, kept = run.models.grow(run.model, 1)
+    new, kept = run.models.grow(run.model, 1, run.start)
     old = run.model.state_dict()
     grown = {name for name, value in new.state_dict().items() if not torch.equal(value, old[name])}
     assert grown == {f"{part}{kind}" for part in CLIPS for kind in ("weight", "bias")}
@@ -90,14 +94,40 @@ def test_a_new_bottleneck_is_fitted_to_the_clips_that_begin(corpus, tmp_path):  
     with torch.no_grad():
         run.model.embed_first.weight.mul_(1.5)  # what its pictures taught
     inflated = copy.deepcopy(run.model)
-    learn_from_stills(inflated, run.models.first())
+    learn_from_stills(inflated, run.start)
     wanted = run.models.fresh(1)
     run.models._move(inflated, wanted, 1)
-    new, kept = run.models.grow(run.model, 1)
+    new, kept = run.models.grow(run.model, 1, run.start)
     torch.testing.assert_close(new.state_dict(), wanted.state_dict())
     assert not any(name.startswith((*OWN, *CLIPS)) for name in kept)
     run.run()
     assert run.step == 4
+
+
+def test_what_a_run_began_with_is_kept(corpus, tmp_path, monkeypatch):  # noqa: F811
+    values = run_dict(5)
+    values["stages"][1]["inflate"] = "still"
+    config = from_dict(TrainConfig, values)
+    Trainer(config, tmp_path / "whole", {"": corpus}).run()
+    stops = iter([False, True])
+    Trainer(config, tmp_path / "part", {"": corpus}, hooks=Hooks(stop=lambda: next(stops))).run()
+    again = Trainer(config, tmp_path / "part", {"": corpus})
+    assert again.step == 1
+    monkeypatch.delattr(StageModels, "first")  # it would be another with other files or threads
+    again.run()
+    assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+
+
+def test_a_new_bottleneck_does_not_hang_on_the_order_of_clips(corpus):  # noqa: F811
+    config = from_dict(TrainConfig, run_dict(20))
+    sampler = Sampler(config, {"": corpus})
+    clips = [to_float(sampler[n].tensors["pixels"], torch.float32) for n in range(2, 12)]
+    old = build_model(config.model, None)
+    start_as_pca(old, clips)
+    fitted = [build_model(config.model, FSQ) for _ in range(2)]
+    for new, order in zip(fitted, (clips, clips[::-1]), strict=True):
+        move_over(old, new, order)
+    torch.testing.assert_close(fitted[0].state_dict(), fitted[1].state_dict(), atol=1e-3, rtol=1e-3)
 
 
 def test_what_cannot_be_inflated_is_one_sentence(corpus, tmp_path):  # noqa: F811

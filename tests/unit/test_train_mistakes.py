@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_runs import SMALL, corpus, losses, run_config, run_dict  # noqa: F401 - a fixture
+from small_runs import SMALL, VQ, corpus, losses, run_config, run_dict  # noqa: F401 - a fixture
 
 from omnitok.pixels import to_float
 from omnitok.train.config import ConfigError, DatasetConfig, TrainConfig, from_dict
 from omnitok.train.loop import Hooks, Trainer, TrainingError
+from omnitok.train.network import Network
+from omnitok.train.parallel import World, spread
 from omnitok.train.sampler import SampleError
 from omnitok.train.state import Checkpoints, alone_in
 from tools.cli import build_parser
@@ -98,6 +100,21 @@ def test_a_loss_that_the_model_gives_nothing_for_is_one_sentence(corpus, tmp_pat
 def test_weights_that_cannot_begin_a_run_are_named(corpus, tmp_path, start):
     with pytest.raises(ConfigError, match=f"start_from={start}: "):
         trainer(corpus, tmp_path, run_config(start_from=start))
+
+
+def test_weights_that_no_loss_asks_for_stop_no_process(corpus, tmp_path):
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        values = run_dict(model={**SMALL, "quantizer": VQ})
+        values["stages"][0]["losses"] = {"rmse": 1.0}  # and none for the codebook
+        values["stages"] = values["stages"][:1]
+        run = trainer(corpus, tmp_path, from_dict(TrainConfig, values))
+        run.network = spread(Network(run.model), [], World(0, 2, torch.device("cpu")), shard=False)
+        for number in range(2):
+            run.train_step([run.sampler[number]])
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_files_may_lie_anywhere(tmp_path):
