@@ -232,7 +232,8 @@ def find_config(
             "quantizer_codebook_size": 4096,
             "quantizer_num_codebooks": latent // 6,
         }
-    return _config(source, lambda: config_of(name, arch))
+    told = (*(f"{side}.input_layer.weight" for side in ("encoder", "decoder")), tell)
+    return _config(source, told, lambda: config_of(name, arch))
 
 
 def _count_blocks(shapes: Iterable[str], start: str) -> int:
@@ -242,11 +243,13 @@ def _count_blocks(shapes: Iterable[str], start: str) -> int:
     return next(n for n in range(len(there) + 1) if n not in there)
 
 
-def _config(source: str | Path, make: Callable[[], C]) -> C:
+def _config(source: str | Path, tensors: Iterable[str], make: Callable[[], C]) -> C:
     try:
         return make()
     except ValueError as error:
-        raise CheckpointError(f"{source} has shapes that make no config: {error}") from error
+        raise CheckpointError(
+            f"{source} has shapes that make no config: {error}; look at {list(tensors)}"
+        ) from error
 
 
 def find_gaussian_config(shapes: Mapping[str, Sequence[int]], source: str | Path) -> GaussianConfig:
@@ -255,18 +258,18 @@ def find_gaussian_config(shapes: Mapping[str, Sequence[int]], source: str | Path
     Raises:
         CheckpointError: A tensor that tells the config is missing or misshapen.
     """
-    try:
-        width, latent = shapes["input_layer.weight"]
-        hidden, _ = shapes["blocks.0.mlp.mlp.0.weight"]
-        (channels,) = shapes["out_layer.bias"]
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{source}: a tensor is missing or misshapen ({error}); expected a Gaussian decoder of "
-            "AToken"
-        ) from error
+    told = {"input_layer.weight": 2, "blocks.0.mlp.mlp.0.weight": 2, "out_layer.bias": 1}
+    for tensor, axes in told.items():
+        if len(shapes.get(tensor, ())) != axes:
+            raise CheckpointError(
+                f"{source}: {tensor!r} is missing or has not {axes} axes; expected a Gaussian "
+                "decoder of AToken"
+            )
+    (width, latent), (hidden, _), (channels,) = (shapes[tensor] for tensor in told)
     depth, heads = _count_blocks(shapes, ""), width // GAUSSIAN_HEAD_WIDTH
     return _config(
         source,
+        told,
         lambda: GaussianConfig(
             stack=gaussian_stack(width, heads, depth, hidden, GAUSSIAN_WINDOW),
             latent_channels=latent,

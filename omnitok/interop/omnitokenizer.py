@@ -17,11 +17,17 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from omnitok.checkpoint import CheckpointError, build, check_match
+from omnitok.checkpoint import MESSAGE, CheckpointError, build, check_match
 from omnitok.groups import first_frame, num_groups
 from omnitok.interop.base import PublishedTokenizer
 from omnitok.interop.loading import Published, System
-from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig, config_of
+from omnitok.interop.omnitokenizer_config import (
+    FIRST,
+    LAYER,
+    MOVING,
+    OmniTokenizerConfig,
+    config_of,
+)
 from omnitok.interop.omnitokenizer_net import OmniTokenizerNet
 from omnitok.interop.omnitokenizer_parts import displacements
 from omnitok.quantize import KL
@@ -159,7 +165,11 @@ def translate(published: Published) -> tuple[OmniTokenizerConfig, dict[str, Tens
     try:
         config = config_of(name, _settings(published), tensors)
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
-        raise CheckpointError(f"{path} holds settings that cannot be used: {error}") from error
+        reason = f"holds settings that cannot be used: {str(error)[:MESSAGE]}"
+        if "hyper_parameters" not in published.contents:
+            telling = [FIRST, MOVING, f"{LAYER}1.q_scale"]
+            reason = f"has shapes that make no config: {error}; look at {telling}"
+        raise CheckpointError(f"{path} {reason}") from error
     network = build(path, config, OmniTokenizerNet)
     state = network.state_dict()
     names = {ours: published_name(ours) for ours in state if ours != _INITIALISED}

@@ -227,18 +227,18 @@ def config_of(
     )
 
 
-_FIRST, _MOVING = "encoder.to_patch_emb_first_frame.2.weight", "encoder.to_patch_emb.2.weight"
-_LAYER = "encoder.enc_temporal_transformer.layers.0."
+FIRST, MOVING = "encoder.to_patch_emb_first_frame.2.weight", "encoder.to_patch_emb.2.weight"
+LAYER = "encoder.enc_temporal_transformer.layers.0."
 _NEEDED = {  # settings, and the tensors that show them
-    "embedding_dim": _FIRST,
-    "heads": f"{_LAYER}1.to_q.weight",
-    "dim_head": f"{_LAYER}1.q_scale",
-    "mlp_hidden": f"{_LAYER}3.4.weight",
-    "patch_size": _FIRST,
-    "temporal_patch_size": _MOVING,
+    "embedding_dim": FIRST,
+    "dim_head": f"{LAYER}1.q_scale",
+    "heads": f"{LAYER}1.to_q.weight",
+    "mlp_hidden": f"{LAYER}3.4.weight",
+    "patch_size": FIRST,
+    "temporal_patch_size": MOVING,
     "enc_block": "encoder.enc_spatial_transformer.layers.0.1.to_q.weight",
     "dec_block": "decoder.dec_spatial_transformer.layers.0.1.to_q.weight",
-    "temporal_depth": f"{_LAYER}1.to_q.weight",
+    "temporal_depth": f"{LAYER}1.to_q.weight",
     "codebook_dim": "post_vq_conv.1.weight",
     "n_codes": "codebook.embeddings",
 }
@@ -275,28 +275,32 @@ def _from_shapes(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         return tuple(tensors[name].shape) if name in tensors else ()
 
     told: dict[str, Any] = {}
-    first, moving = shape(_FIRST), shape(_MOVING)
-    if len(first) == 2 and len(moving) == 2:
-        told["embedding_dim"] = first[0]
-        told["patch_size"] = math.isqrt(first[1] // COLOURS)
-        told["temporal_patch_size"] = moving[1] // first[1] if first[1] else 0
+    first, moving = shape(FIRST), shape(MOVING)
+    if len(first) == 2:
+        told |= {"embedding_dim": first[0], "patch_size": math.isqrt(first[1] // COLOURS)}
+        if len(moving) == 2:
+            told["temporal_patch_size"] = moving[1] // max(1, first[1])
     for side, key in (("enc", "enc_block"), ("dec", "dec_block")):
         prefix = f"{'encoder' if side == 'enc' else 'decoder'}.{side}_spatial_transformer.layers."
         told |= {key: _blocks(prefix, tensors)} if _blocks(prefix, tensors) else {}
     depth = len(_blocks("encoder.enc_temporal_transformer.layers.", tensors))
     told |= {"temporal_depth": depth} if depth else {}
-    scale, query = shape(f"{_LAYER}1.q_scale"), shape(f"{_LAYER}1.to_q.weight")
-    if len(scale) == 1 and len(query) == 2:
-        told |= {"dim_head": scale[0], "heads": query[0] // max(1, scale[0])}
-    down = shape(f"{_LAYER}3.4.weight")
+    scale, query = shape(f"{LAYER}1.q_scale"), shape(f"{LAYER}1.to_q.weight")
+    if len(scale) == 1:
+        told["dim_head"] = scale[0]
+        if len(query) == 2:
+            told["heads"] = query[0] // max(1, scale[0])
+    down = shape(f"{LAYER}3.4.weight")
     told |= {"mlp_hidden": down[1]} if len(down) == 2 else {}
     table = shape(next((n for n in tensors if n.endswith("relative_position_bias_table")), ""))
     told |= {"twod_window_size": (math.isqrt(table[0]) + 1) // 2} if len(table) == 2 else {}
     spatial = (n for n in tensors if "_spatial_transformer." in n)
     told["spatial_pos"] = "rel" if any("spatial_rel_pos_bias" in n for n in spatial) else "rope"
     before, after = shape("pre_vq_conv.1.weight"), shape("post_vq_conv.1.weight")
-    if len(before) == 2 and len(after) == 2:
-        told |= {"codebook_dim": after[1], "use_vae": before[0] == 2 * after[1]}
+    if len(after) == 2:
+        told["codebook_dim"] = after[1]
+        if len(before) == 2:
+            told["use_vae"] = before[0] == 2 * after[1]
     codes = shape("codebook.embeddings")
     return told | ({"n_codes": codes[0]} if len(codes) == 2 else {})
 

@@ -247,11 +247,21 @@ def test_the_first_tensor_at_fault_is_named(fault, tmp_path):
     assert repr(name) in refusal(save_omnitokenizer(tmp_path / "bad.ckpt", state))
 
 
-def test_a_fault_is_named_without_settings_too(tmp_path):
-    state = omnitokenizer_state()
-    state["pre_vq_conv.1.weight"] = torch.zeros(9, 24)
+@pytest.mark.parametrize("shape", [None, (7,), (9, 24), (3, 3, 3)], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pre_vq_conv.1.weight",
+        "encoder.to_patch_emb_first_frame.2.weight",
+        "encoder.to_patch_emb.2.weight",
+        "encoder.enc_temporal_transformer.layers.0.1.q_scale",
+    ],
+)
+def test_a_fault_is_named_without_settings_too(name, shape, tmp_path):
+    state = omnitokenizer_state() | {name: None if shape is None else torch.zeros(shape)}
     torch.save({"state_dict": state}, tmp_path / "bad.ckpt")
-    assert "'pre_vq_conv.1." in refusal(tmp_path / "bad.ckpt")
+    text = refusal(tmp_path / "bad.ckpt")
+    assert repr(name) in text
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])

@@ -156,6 +156,7 @@ FAULTS = {
     "missing": ("decoder.blocks.1.norm2.weight", None),
     "missing early": ("encoder.input_layer.weight", None),
     "misshapen": ("decoder.blocks.1.mlp.mlp.0.weight", torch.zeros(96, 143)),
+    "narrow early": ("encoder.input_layer.weight", torch.zeros(143, 768)),
     "misshapen early": ("encoder.input_layer.weight", torch.zeros(144)),
     "not a patch": ("encoder.input_layer.weight", torch.zeros(144, 700)),
     "empty": ("proj.weight", torch.zeros(0, 144)),
@@ -180,6 +181,16 @@ def test_the_first_tensor_at_fault_is_named(fault, tmp_path):
     text = refusal(save(tmp_path / "bad.pt", state))
     assert repr(name) in text
     assert "bad.pt" in text
+
+
+@pytest.mark.parametrize(
+    "name", ["input_layer.weight", "blocks.0.mlp.mlp.0.weight", "out_layer.bias"]
+)
+@pytest.mark.parametrize("shape", [(), (0,), (7, 7, 7)], ids=str)
+def test_a_fault_of_a_gaussian_decoder_is_named(name, shape, tmp_path):
+    assert repr(name) in refusal(
+        save(tmp_path / "gs.pt", gaussian_state() | {name: torch.zeros(shape)})
+    )
 
 
 def test_files_of_other_kinds_are_refused(tmp_path):
