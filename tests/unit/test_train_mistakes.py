@@ -167,11 +167,12 @@ def test_numbers_of_a_caption_that_are_none_are_a_broken_file(tmp_path):
             read_embedding(source)
 
 
-def test_a_pan_of_one_frame_stays_on_the_picture():
-    image = np.full((16, 16, 3), 9, np.uint8)
-    for seed in range(40):
-        clip = pan(np.random.default_rng(seed), image, 1, (32, 32))
-        assert clip.shape == (1, 32, 32, 3)
+@pytest.mark.parametrize(("side", "frames"), [(16, 1), (1, 1), (1, 2)])
+def test_a_pan_that_leaves_a_small_picture_sees_its_edge(side, frames):
+    image = np.full((side, side, 3), 9, np.uint8)
+    for seed in range(200):
+        clip = pan(np.random.default_rng(seed), image, frames, (32, 32))
+        assert clip.shape == (frames, 32, 32, 3)
         assert (clip == 9).all()
 
 

@@ -64,7 +64,7 @@ def pan(rng: Rng, image: Pixels, frames: int, size: tuple[int, int]) -> Pixels:
     height, width = image.shape[:2]
     scale = min(1 + 1.5 * rng.random() ** 2, height / size[0], width / size[1])
     side = max(size) * scale
-    t = torch.linspace(-0.5, 0.5, frames) if frames > 1 else torch.zeros(1)
+    t = torch.linspace(-0.5, 0.5, frames)
     travel = torch.from_numpy(rng.normal(size=2)).float() * max(size) * rng.random() * 0.6
     zoom = torch.exp(t * float(rng.normal()) * 0.15)
     turn = t * float(rng.normal()) * 0.15
@@ -84,8 +84,9 @@ def pan(rng: Rng, image: Pixels, frames: int, size: tuple[int, int]) -> Pixels:
     rows = centre[:, 0, None, None] + cos * y - sin * x
     columns = centre[:, 1, None, None] + sin * y + cos * x
     grid = torch.stack([2 * columns / width - 1, 2 * rows / height - 1], dim=-1)
-    top, left = int(rows.min().clamp_min(0)), int(columns.min().clamp_min(0))
-    bottom, right = int(rows.max()) + 2, int(columns.max()) + 2
+    # a window that is beside a small picture still sees its edge
+    top, left = int(rows.min().clamp(0, height - 1)), int(columns.min().clamp(0, width - 1))
+    bottom, right = int(rows.max().clamp_min(0)) + 2, int(columns.max().clamp_min(0)) + 2
     part = image[top:bottom, left:right]
     grid = (grid + 1) * torch.tensor([width, height]) - torch.tensor([left, top]) * 2
     grid = grid / torch.tensor([part.shape[1], part.shape[0]]) - 1
