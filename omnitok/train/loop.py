@@ -173,7 +173,8 @@ class Trainer:
             (result.total / stage.accumulate).backward()  # type: ignore[no-untyped-call]
             terms = {"loss": result.total.detach(), **result.terms}
             if isinstance(losses, LossSet) and inputs is not None and self.adversary is not None:
-                terms |= self._play(losses, replace(inputs, recon=inputs.recon.detach()))
+                inputs = replace(inputs, recon=inputs.recon.detach())
+                terms |= self._play(losses, inputs, stage.accumulate)
             for name, term in terms.items():
                 sums[name] = sums[name] + term if name in sums else term
             files += batch.files
@@ -195,11 +196,11 @@ class Trainer:
         """Of batch `part` of this step, or of what comes before it."""
         return hash((self.config.seed, self.step, part)) % 2**63
 
-    def _play(self, losses: LossSet, inputs: Any) -> dict[str, Tensor]:
+    def _play(self, losses: LossSet, inputs: Any, parts: int) -> dict[str, Tensor]:
         result = losses.discriminate(inputs)
         if result is None:
             return {}
-        result.total.backward()  # type: ignore[no-untyped-call]
+        (result.total / parts).backward()  # type: ignore[no-untyped-call]
         return result.terms
 
     def _update(self, clip: float, rate: float) -> Tensor:

@@ -233,6 +233,19 @@ def test_an_adversary_learns_and_is_resumed(corpus, tmp_path):
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
 
 
+def test_batches_of_one_update_are_averaged_for_an_adversary_too(corpus, tmp_path, monkeypatch):
+    norms = []
+    for parts in (1, 3):
+        values = run_dict(4)
+        values["stages"][0] |= {"accumulate": parts, "losses": {"gan2d": {"width": 8, "depth": 1}}}
+        run = trainer(corpus, tmp_path / str(parts), from_dict(TrainConfig, values))
+        players = run.objectives.discriminators()
+        monkeypatch.setattr(run, "_update", lambda clip, rate: torch.zeros(()))
+        run.train_step([run.sampler[0]] * parts)
+        norms.append(float(torch.stack([player.grad.norm() for player in players]).norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=0.3)  # each part has its own noise
+
+
 def test_another_config_in_the_same_folder_is_refused_by_its_difference(corpus, tmp_path):
     trainer(corpus, tmp_path).save()
     with pytest.raises(ConfigError, match=r"seed: 0, now 3"):
