@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,9 +53,16 @@ class World:
         """What the processes hold together."""
         if self.size == 1:
             return values
-        parts: list[Any] = [None] * self.size
-        dist.all_gather_object(parts, values)
-        return {key: value for part in parts for key, value in part.items()}
+        # sums, as all_gather_object made gloo abort at exit in 4 of 24 runs (PyTorch 2.13)
+        text = torch.tensor(list(json.dumps(values).encode()), device=self.device)
+        lengths = torch.zeros(self.size, dtype=torch.long, device=self.device)
+        lengths[self.rank] = len(text)
+        dist.all_reduce(lengths)
+        rows = text.new_zeros(self.size, int(lengths.max()))
+        rows[self.rank, : len(text)] = text
+        dist.all_reduce(rows)
+        parts = [bytes(row[:n].tolist()) for row, n in zip(rows, lengths.tolist(), strict=True)]
+        return {key: value for part in parts for key, value in json.loads(part).items()}
 
     def wait(self) -> None:
         """Until every process is here."""
