@@ -29,4 +29,6 @@ trainer = Trainer(config, Path(out), items, world, Hooks(on_step=die, validate=v
 trainer.run()
 if world.is_first:
     print(sorted(trainer.broken))
+sys.stdout.flush()
 leave()
+os._exit(0)  # gloo's threads were seen to abort an interpreter that ends while they do
