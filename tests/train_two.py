@@ -21,14 +21,17 @@ def die(values):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-items = {"small": with_a_broken_one(Path(corpus))}
-world = join("cpu")
-validate = (lambda model, step: {"psnr": float(step)}) if world.is_first else None
-config = two_process_config(kind, network)
-trainer = Trainer(config, Path(out), items, world, Hooks(on_step=die, validate=validate))
-trainer.run()
-if world.is_first:
-    print(sorted(trainer.broken))
-sys.stdout.flush()
+def train():
+    """In a function, so that nothing of the run outlives it."""
+    items = {"small": with_a_broken_one(Path(corpus))}
+    world = join("cpu")
+    validate = (lambda model, step: {"psnr": float(step)}) if world.is_first else None
+    config = two_process_config(kind, network)
+    trainer = Trainer(config, Path(out), items, world, Hooks(on_step=die, validate=validate))
+    trainer.run()
+    if world.is_first:
+        print(sorted(trainer.broken))
+
+
+train()
 leave()
-os._exit(0)  # gloo's threads were seen to abort an interpreter that ends while they do

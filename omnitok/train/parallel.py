@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from dataclasses import dataclass
@@ -89,8 +90,13 @@ def join(device: str | None = None) -> World:
 
 
 def leave() -> None:
-    """The end of what `join` began."""
+    """The end of what `join` began; call it when no trainer is in use any more.
+
+    A wrapped model holds the group in cycles of references. If it still did when the interpreter
+    ends, the group's threads would abort it.
+    """
     if dist.is_available() and dist.is_initialized():
+        gc.collect()
         dist.destroy_process_group()
 
 
