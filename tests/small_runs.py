@@ -11,8 +11,8 @@ import pytest
 
 from omnitok.train.config import DatasetConfig, TrainConfig, from_dict
 from omnitok.train.log import read_log
-from omnitok.train.sampler import SampleError
 from video.data.datasets import find_items
+from video.data.items import FileItem
 
 SMALL = {
     "preset": "tiny-kl",
@@ -57,22 +57,10 @@ def corpus(tmp_path_factory):
     return find_items(DatasetConfig(path=str(root)))
 
 
-class Gone:
-    """A picture that is not there, found out without the libraries that read pictures."""
-
-    weight = 60.0
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def sample(self, *_: Any) -> dict[str, Any]:
-        raise SampleError("is not there")
-
-
 def with_a_broken_one(root: Path) -> dict[str, list[Any]]:
-    """The items of a corpus, and one that cannot be read."""
+    """The items of a corpus, and a picture that is not there."""
     items = find_items(DatasetConfig(path=str(root)))
-    items["images"].append(Gone(str(root / "gone.png")))
+    items["images"].append(FileItem(str(root / "gone.png"), weight=60.0))
     return items
 
 

@@ -5,10 +5,9 @@
 
 from __future__ import annotations
 
-import gc
-import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,16 +53,9 @@ class World:
         """What the processes hold together."""
         if self.size == 1:
             return values
-        # sums, as for everything else here
-        text = torch.tensor(list(json.dumps(values).encode()), device=self.device)
-        lengths = torch.zeros(self.size, dtype=torch.long, device=self.device)
-        lengths[self.rank] = len(text)
-        dist.all_reduce(lengths)
-        rows = text.new_zeros(self.size, int(lengths.max()))
-        rows[self.rank, : len(text)] = text
-        dist.all_reduce(rows)
-        parts = [bytes(row[:n].tolist()) for row, n in zip(rows, lengths.tolist(), strict=True)]
-        return {key: value for part in parts for key, value in json.loads(part).items()}
+        parts: list[Any] = [None] * self.size
+        dist.all_gather_object(parts, values)
+        return {key: value for part in parts for key, value in part.items()}
 
     def wait(self) -> None:
         """Until every process is here."""
@@ -90,13 +82,12 @@ def join(device: str | None = None) -> World:
 
 
 def leave() -> None:
-    """The end of what `join` began; call it when no trainer is in use any more.
+    """The end of what `join` began, once no trainer is in use any more.
 
-    A wrapped model holds the group in cycles of references. If it still did when the interpreter
-    ends, the group's threads would abort it.
+    A wrapped model that lived on would keep the group's threads, which abort an interpreter that
+    ends.
     """
     if dist.is_available() and dist.is_initialized():
-        gc.collect()
         dist.destroy_process_group()
 
 

@@ -127,12 +127,14 @@ class LinearBaselines:
 
     def of(self, model: str, tok: Tokenizer) -> Method | None:
         """The one with as many numbers, or bits, as a tokenizer has; None if it has no like."""
+        from omnitok.token_facts import token_bits
+
         if not tok.causal:
             return None
         rank, bits = tok.model.quantizer.dim, None
         name = f"PCA, {rank} numbers"
         if tok.codebook_size is not None:
-            bits = math.ceil(math.log2(tok.codebook_size) * tok.model.quantizer.num_codebooks)
+            bits = math.ceil(token_bits(tok.codebook_size, tok.model.quantizer.num_codebooks))
             name = f"PCA quantized to {bits} bits"
         if tok.patch != (4, 8, 8):
             name += " per {}x{}x{}".format(*tok.patch)
