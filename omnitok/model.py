@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from omnitok.config import TokenizerConfig
 from omnitok.nn.layout import Layout, grid_layout, planes_layout
-from omnitok.nn.patch import grid_of, pad_frames, patchify, unpatchify
+from omnitok.nn.linear import linear
+from omnitok.nn.patch import embed, grid_of, pad_frames, paint
 from omnitok.nn.stack import Stack, StackCache
 from omnitok.planes import PlaneBatch, PlaneParts, PlaneResult, field_losses
 from omnitok.quantize import Quantized, build_quantizer
@@ -91,12 +92,12 @@ class Autoencoder(nn.Module):
         grid = grid_of((x_BCTHW.shape[-2], x_BCTHW.shape[-1]), self.config.patch)
         parts = []
         if cache is None or cache.time == 0:
-            parts.append(self.embed_first(patchify(x_BCTHW[:, :, :1], (1, h, w))))
+            parts.append(embed(self.embed_first, x_BCTHW[:, :, :1], (1, h, w)))
             x_BCTHW = x_BCTHW[:, :, 1:]
         if x_BCTHW.shape[2]:
-            parts.append(self.embed(patchify(x_BCTHW, (t, h, w))))
+            parts.append(embed(self.embed, x_BCTHW, (t, h, w)))
         x_BGND = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return self.to_latent(self.encoder(x_BGND, self.layout("encoder", grid), cache))  # type: ignore[no-any-return]
+        return linear(self.to_latent, self.encoder(x_BGND, self.layout("encoder", grid), cache))
 
     def decode_groups(
         self, z_BGNL: Tensor, grid: tuple[int, int], cache: StackCache | None = None
@@ -113,13 +114,14 @@ class Autoencoder(nn.Module):
         """
         t, h, w = self.config.patch
         starts = cache is None or cache.time == 0
-        x_BGND = self.decoder(self.from_latent(z_BGNL), self.layout("decoder", grid), cache)
+        x_BGND = linear(self.from_latent, z_BGNL)
+        x_BGND = self.decoder(x_BGND, self.layout("decoder", grid), cache)
         parts = []
         if starts:
-            parts.append(unpatchify(self.head_first(x_BGND[:, :1]), (1, h, w), grid))
+            parts.append(paint(self.head_first, x_BGND[:, :1], (1, h, w), grid))
             x_BGND = x_BGND[:, 1:]
         if x_BGND.shape[1]:
-            parts.append(unpatchify(self.head(x_BGND), (t, h, w), grid))
+            parts.append(paint(self.head, x_BGND, (t, h, w), grid))
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
     def forward(self, x_BCTHW: Tensor) -> Reconstruction:

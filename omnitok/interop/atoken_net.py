@@ -24,6 +24,7 @@ from omnitok.config import StackConfig, TokenizerConfig
 from omnitok.interop.atoken_layout import Items, Step, grid_steps
 from omnitok.model import Reconstruction
 from omnitok.nn.attention import KeysValues, attend
+from omnitok.nn.linear import linear
 from omnitok.nn.mlp import MLP
 from omnitok.nn.norm import Norm
 from omnitok.nn.patch import Patch, grid_of, pad_frames, patchify, unpatchify
@@ -91,7 +92,7 @@ class Tower(nn.Module):
             steps: How they go through the blocks.
             cache: For a single step: the state of a stream, brought up to date in place.
         """
-        return self.mix(self.embed(x.to(self.embed.weight.dtype)), steps, cache)
+        return self.mix(linear(self.embed, x.to(self.embed.weight.dtype)), steps, cache)
 
     def mix(self, x_ND: Tensor, steps: Sequence[Step], cache: StackCache | None = None) -> Tensor:
         """`forward` after the linear layer, for callers that keep no tokens."""
@@ -182,7 +183,7 @@ class ATokenModel(nn.Module):
         self, z_NL: Tensor, steps: Sequence[Step], cache: StackCache | None = None
     ) -> Tensor:
         """Latents to patches [N, P], not clamped; `cache` as `Tower.forward` takes it."""
-        return self.to_patch(self.decoder(z_NL, steps, cache))  # type: ignore[no-any-return]
+        return linear(self.to_patch, self.decoder(z_NL, steps, cache))
 
     def forward(self, x_BCTHW: Tensor) -> Reconstruction:
         """Encode, quantize and decode whole clips of one size at once, as training does.

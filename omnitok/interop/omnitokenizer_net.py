@@ -24,6 +24,7 @@ from omnitok.interop.omnitokenizer_parts import (
     grid_phasors,
 )
 from omnitok.model import Reconstruction
+from omnitok.nn.linear import linear
 from omnitok.nn.norm import Norm
 from omnitok.quantize import KL, VQ, Quantized, QuantizerConfig
 
@@ -39,7 +40,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, x_BTYXP: Tensor) -> Tensor:
         """[..., P] to [..., D]."""
-        return self.norm_out(self.linear(self.norm_in(x_BTYXP)))  # type: ignore[no-any-return]
+        return self.norm_out(linear(self.linear, x_BTYXP, self.norm_in))  # type: ignore[no-any-return]
 
 
 class Stage(nn.Module):

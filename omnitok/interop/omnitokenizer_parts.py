@@ -8,7 +8,7 @@ Source: Wang et al. 2024, arXiv:2406.09399, and the published code, whose arithm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
+from omnitok.native import kernels
+from omnitok.native.kernels import Heads
 from omnitok.nn.attention import AFFINE_EPS
+from omnitok.nn.linear import takes
 from omnitok.nn.mlp import MLP
 from omnitok.nn.norm import Norm, inverse_rms, needs_graph
 from omnitok.nn.rope import rotate, rotate_
@@ -34,6 +37,7 @@ class FixedShiftNorm(nn.Module):
     """Layer normalisation with a learned scale and a shift that is kept, but not learned."""
 
     bias: Tensor
+    kind, eps = "layer", EPS
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -133,6 +137,8 @@ class CosineAttention(nn.Module):
     def mix(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
         """Averages of values, the heads side by side."""
         graph = needs_graph(x_SND)
+        if takes(x_SND, self.q, self.kv):
+            return self._mix_tiles(x_SND, place, bias_1HNN)
         if x_SND.shape[1] == 1 and not graph:  # the only token gets all of the attention
             return F.linear(x_SND, self.kv.weight[len(self.q.weight) :])
         q_SNHK = rearrange(self.q(self.norm(x_SND)), "s n (h k) -> s n h k", h=self.heads)
@@ -157,6 +163,22 @@ class CosineAttention(nn.Module):
             scale=SHARPNESS / width,  # the cosines come from lengths of sqrt(width)
         )
         return rearrange(o_SHNK, "s h n k -> s n (h k)").type_as(x_SND)
+
+    def _mix_tiles(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
+        """`mix` by our own kernels."""
+        width, many = self.q_scale.numel(), self.heads
+        gains = (self.q_scale.float() * self.k_scale.float()).expand(many, -1)
+        heads = Heads(many, width, AFFINE_EPS, gains, place.phasors, gains_last=True)
+        q = kernels.linear(self.q, x_SND, norm=self.norm, heads=heads)
+        kv = kernels.linear(self.kv, x_SND, heads=replace(heads, gains=None))
+        q_SHNK, k_SHNK, v_SHNK = (
+            rearrange(z, "s n (h k) -> s h n k", h=many) for z in (q, *kv.chunk(2, dim=-1))
+        )
+        bias = None if bias_1HNN is None else bias_1HNN[0]
+        if bias is None and place.causal:
+            bias = causal_mask(x_SND.shape[1], x_SND.device).expand(many, -1, -1)
+        o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, SHARPNESS / width, bias)
+        return rearrange(o_SHNK, "s h n k -> s n (h k)")
 
     def _unit(self, x_SNHK: Tensor, place: Place, graph: bool) -> Tensor:
         """Float32 queries or keys, turned, of length sqrt(K); may change them."""
@@ -194,6 +216,12 @@ class WindowAttention(nn.Module):
 
     def mix(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
         """Averages of values, the heads side by side."""
+        if takes(x_SND, self.qkv):
+            qkv = kernels.linear(self.qkv, x_SND, norm=self.norm)
+            q_SHNK, k_SHNK, v_SHNK = rearrange(qkv, "s n (i h k) -> i s h n k", i=3, h=self.heads)
+            scale, bias = q_SHNK.shape[-1] ** -0.5, None if bias_1HNN is None else bias_1HNN[0]
+            o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, scale, bias)
+            return rearrange(o_SHNK, "s h n k -> s n (h k)")
         qkv = rearrange(self.qkv(self.norm(x_SND)), "s n (i h k) -> i s h n k", i=3, h=self.heads)
         q_SHNK, k_SHNK, v_SHNK = qkv.unbind(0)
         o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_1HNN)
@@ -232,11 +260,17 @@ class Block(nn.Module):
         if graph:
             x_SND = x_SND + self.attention(x_SND, place, bias_1HNN)
             return x_SND + self.mlp(self.mlp_norm(x_SND))  # type: ignore[no-any-return]
+        last, mlp = self.attention.last, self.mlp
+        if takes(x_SND, last, mlp.up, mlp.down):
+            mixed = self.attention.mix(x_SND, place, bias_1HNN)
+            kernels.linear(last, mixed, onto=x_SND, out=x_SND)
+            around = {"norm": self.mlp_norm, "act": mlp.kind, "down": mlp.down, "onto": x_SND}
+            return kernels.linear(mlp.up, x_SND, out=x_SND, **around)
         at_once = max(1, TOKENS_AT_ONCE // x_SND.shape[1])
         for start in range(0, len(x_SND), at_once):
             part = x_SND[start : start + at_once]
-            _add(part, self.attention.mix(part, place, bias_1HNN), self.attention.last)
-            _add(part, self.mlp.gated(self.mlp_norm(part)), self.mlp.down)
+            _add(part, self.attention.mix(part, place, bias_1HNN), last)
+            _add(part, mlp.gated(self.mlp_norm(part)), mlp.down)
         return x_SND
 
 
@@ -284,6 +318,13 @@ def grid_phasors(height: int, width: int, head_width: int, device: torch.device)
     places = torch.stack([columns.flatten(), rows.flatten()], dim=-1)
     angles = (places[:, None] * frequencies[:, None]).flatten(1)
     return torch.polar(torch.ones_like(angles), angles).to(torch.complex64).to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # so that training may use a table first made for inference
+def causal_mask(steps: int, device: torch.device) -> Tensor:
+    """[steps, steps] scores of -inf for later times, else 0."""
+    return torch.full((steps, steps), float("-inf"), device=device).triu(1)
 
 
 @lru_cache(maxsize=64)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from omnitok.cache import cache_folder
 from omnitok.checkpoint import CheckpointError, write_atomically
 from omnitok.interop.download import Progress, download
 
@@ -97,13 +98,6 @@ PUBLISHED = {
     "atoken-so-c-s2": _atoken("atoken-soc-s2", 845_738_048, 48),
     "atoken-gaussians": _atoken("3d_decode_gs", 85_887_424, 768),
 }
-
-
-def cache_folder() -> Path:
-    """Where downloaded weights are kept: $OMNITOK_CACHE, else beside other programs' caches."""
-    if own := os.environ.get("OMNITOK_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "omnitok"
 
 
 def name_of(path: Path) -> str | None:

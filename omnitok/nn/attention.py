@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnitok.config import StackConfig
+from omnitok.native import kernels
+from omnitok.native.kernels import Heads
 from omnitok.nn.layout import Partition
-from omnitok.nn.linear import linear
-from omnitok.nn.norm import IN_CACHE, inverse_rms, needs_graph
+from omnitok.nn.linear import linear, takes
+from omnitok.nn.norm import IN_CACHE, Norm, inverse_rms, needs_graph
 from omnitok.nn.rope import rotate, rotate_
 
 KeysValues = tuple[Tensor, Tensor]
@@ -57,6 +59,8 @@ class Attention(nn.Module):
         past: list[KeysValues] | None = None,
         time: int | None = None,
         keep: Sequence[int] | None = None,
+        norm: Norm | None = None,
+        onto: Tensor | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:
         """Mix the tokens of each window over space and time.
 
@@ -68,16 +72,15 @@ class Attention(nn.Module):
             time: Number of groups before these in their stream; None if these are a whole clip.
             keep: For groups of varying size: see the whole of `past` (no look-back), and return
                 this many of the last tokens for each run.
+            norm: Applied to the tokens first.
+            onto: [B, G, N, D] that the result is added to.
 
         Returns:
             [B, G, N, D], and for each run of windows the keys and values of the last groups of the
             stream: [W, groups, N, H, K], the group of time t in slot t modulo (lookback + 1); with
             `keep`, [W, tokens, H, K].
         """
-        qkv = linear(self.qkv, x_BGND)
-        qkv = rearrange(qkv, "b g n (i h k) -> b g n (i h) k", i=3, h=self.heads)
-        qk, v = torch.split(qkv, [2 * self.heads, self.heads], dim=-2)
-        q, k = self._placed(qk, phasors).chunk(2, dim=-2)
+        q, k, v = self._project(x_BGND, phasors, norm)
         outputs, kept = [], []
         start = 0
         for run, (windows, size) in enumerate(partition.runs):
@@ -101,7 +104,34 @@ class Attention(nn.Module):
             )
             start = stop
         mixed = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-        return linear(self.out, mixed), kept
+        return linear(self.out, mixed, onto=onto), kept
+
+    def _project(
+        self, x_BGND: Tensor, phasors: Tensor, norm: Norm | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both placed) and values, each [B, G, N, H, K]."""
+        own = takes(x_BGND, self.qkv)
+        if own:
+            qkv = kernels.linear(self.qkv, x_BGND, norm=norm, heads=self.placing(phasors))
+        else:
+            qkv = linear(self.qkv, x_BGND, norm)
+        qkv = rearrange(qkv, "b g n (i h k) -> b g n (i h) k", i=3, h=self.heads)
+        qk, v = torch.split(qkv, [2 * self.heads, self.heads], dim=-2)
+        q, k = (qk if own else self._placed(qk, phasors)).chunk(2, dim=-2)
+        return q, k, v
+
+    def placing(self, phasors: Tensor, rings: Sequence[tuple[int, Tensor, Tensor]] = ()) -> Heads:
+        """What our own kernels do with queries and keys, and where they put keys and values."""
+        eps = self.qk_eps if self.qk_norm else None
+        return Heads(
+            2 * self.heads, self.head_width, eps, gains=self._gain(), phasors=phasors, rings=rings
+        )
+
+    def _gain(self) -> Tensor | None:
+        """[2 H, K] float32 that normalised queries and keys are multiplied by."""
+        if self.q_gain is None or self.k_gain is None:
+            return None
+        return torch.cat([self.q_gain, self.k_gain]).float()
 
     def _placed(self, qk: Tensor, phasors: Tensor) -> Tensor:
         """Normalised and rotated queries and keys [B, G, N, H, K]; may change them."""
@@ -115,9 +145,7 @@ class Attention(nn.Module):
 
     def _place(self, qk: Tensor, phasors: Tensor) -> Tensor:
         """Normalise and rotate float32 queries and keys [B, G, N, H, K]; may change them."""
-        gain = None
-        if self.q_gain is not None and self.k_gain is not None:
-            gain = torch.cat([self.q_gain, self.k_gain]).float()
+        gain = self._gain()
         if needs_graph(qk):
             if self.qk_norm:
                 qk = F.rms_norm(qk, (self.head_width,), eps=self.qk_eps)
@@ -203,6 +231,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, soft_cap: float | None
     The backward pass of the fused kernel is slower on a CPU than that of the explicit product over
     small windows (docs/decisions.md), so a CPU trains with the latter there.
     """
+    if soft_cap is None and takes(q) and q.ndim == 4 and q.shape[-1] % 2 == 0:
+        return kernels.attention(q, k, v, scale)
     training = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
     if (training and k.shape[-2] <= EXPLICIT_KEYS) or soft_cap is not None:
         scores = (q @ k.transpose(-1, -2)).float() * scale

@@ -49,6 +49,7 @@ class Layout:
         self.partitions = partitions
         self._phasors: dict[tuple[str, int, float], Tensor] = {}
         self._moves: dict[tuple[str, str], tuple[Tensor, Tensor] | None] = {}
+        self._turn: tuple[Tensor, int, float, Tensor] | None = None  # of the last times
 
     @torch.inference_mode(False)  # so that training may use a table first made for inference
     def move(self, before: str, after: str) -> tuple[Tensor, Tensor] | None:
@@ -79,9 +80,12 @@ class Layout:
         if key not in self._phasors:
             coords = self.coords_NA[self.partitions[kind].order]
             self._phasors[key] = rotary_phasors(coords, head_width, base)
-        shift = torch.zeros(len(times), 4, dtype=torch.float64, device=times.device)
-        shift[:, 0] = times
-        return self._phasors[key] * rotary_phasors(shift, head_width, base)[:, None]
+        if self._turn is None or self._turn[0] is not times or self._turn[1:3] != key[1:]:
+            shift = torch.zeros(len(times), 4, dtype=torch.float64, device=times.device)
+            shift[:, 0] = times
+            turn = rotary_phasors(shift, head_width, base)[:, None]
+            self._turn = (times, head_width, base, turn)
+        return self._phasors[key] * self._turn[3]
 
 
 def _cuts(size: int, window: int, offset: int) -> list[tuple[int, int]]:

@@ -5,36 +5,44 @@ Shape suffixes: none; the last axis is the one that a layer works on.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omnitok.nn.norm import needs_graph
+from omnitok.native import kernels
+from omnitok.nn.norm import Norm, needs_graph
 
 
-def linear(layer: nn.Linear, x: Tensor, gelu: bool = False) -> Tensor:
-    """What `layer` makes of `x`, and of that the gelu (tanh form) if asked for.
-
-    In bfloat16 on a CPU the gelu alone takes as long as the matrix product, and the bias a tenth of
-    it: one kernel does all.
-    """
-    if needs_graph(x):
-        out: Tensor = layer(x)
-        return F.gelu(out, approximate="tanh") if gelu else out
-    if x.dtype == torch.bfloat16 and layer.weight.dtype == x.dtype and _has_fused():
-        kind, form = ("gelu", "tanh") if gelu else ("none", "")
-        out = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, kind, [], form)
-        return out
-    out = layer(x)
+def linear(
+    layer: nn.Linear,
+    x: Tensor,
+    norm: Norm | None = None,
+    gelu: bool = False,
+    onto: Tensor | None = None,
+) -> Tensor:
+    """`onto` plus what `layer` makes of the normalised `x`, after a gelu (tanh form) or none."""
+    if takes(x, layer):
+        return kernels.linear(layer, x, norm=norm, act="gelu_tanh" if gelu else None, onto=onto)
+    if norm is not None:
+        x = norm(x)
+    out: Tensor = layer(x)
     if gelu:
-        torch.ops.aten.gelu_(out, approximate="tanh")
-    return out
+        out = F.gelu(out, approximate="tanh") if needs_graph(x) else _gelu_(out)
+    return out if onto is None else add(onto, out)
 
 
-@cache
-def _has_fused() -> bool:
-    """Whether there is the kernel that the compiler uses for a linear layer and what follows."""
-    ops = torch.ops.mkldnn
-    return hasattr(ops, "_linear_pointwise") and bool(ops._is_mkldnn_bf16_supported())
+def takes(x: Tensor, *layers: nn.Linear) -> bool:
+    """Whether our own kernels run `layers` over `x`, and what stands around them."""
+    return not needs_graph(x) and kernels.fits(x, *layers)
+
+
+def add(x: Tensor, branch: Tensor) -> Tensor:
+    """The residual stream and what was just computed for it, which nobody else holds."""
+    if needs_graph(x) or branch.dtype != x.dtype:  # autocast makes narrower branches
+        return x + branch
+    return branch.add_(x)
+
+
+def _gelu_(x: Tensor) -> Tensor:
+    done: Tensor = torch.ops.aten.gelu_(x, approximate="tanh")
+    return done

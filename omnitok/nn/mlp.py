@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omnitok.nn.linear import linear
-from omnitok.nn.norm import needs_graph
+from omnitok.native import kernels
+from omnitok.nn.linear import add, linear, takes
+from omnitok.nn.norm import Norm, needs_graph
 
 HELD = 9 * 2**20  # bytes between the two layers: larger products are no faster
 MLPS = ("swiglu", "geglu", "gelu_tanh")
@@ -44,8 +45,14 @@ class MLP(nn.Module):
         torch.ops.aten.gelu_(gate)
         return gate.mul_(value)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D]."""
+    def forward(self, x: Tensor, norm: Norm | None = None, onto: Tensor | None = None) -> Tensor:
+        """[..., D] to [..., D]: `onto` plus what the layers make of the normalised `x`."""
+        if takes(x, self.up, self.down):
+            return kernels.linear(self.up, x, norm=norm, act=self.kind, down=self.down, onto=onto)
+        out = self._of(x if norm is None else norm(x))
+        return out if onto is None else add(onto, out)
+
+    def _of(self, x: Tensor) -> Tensor:
         if self.kind == "geglu" and not needs_graph(x):
             return self.down(self.gated(x))  # type: ignore[no-any-return]
         if self.kind == "gelu_tanh" and not needs_graph(x):

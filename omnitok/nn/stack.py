@@ -16,8 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from omnitok.config import StackConfig
 from omnitok.nn.attention import Attention, KeysValues
 from omnitok.nn.layout import Layout, Partition
+from omnitok.nn.linear import add, takes
 from omnitok.nn.mlp import MLP
-from omnitok.nn.norm import Norm, needs_graph
+from omnitok.nn.norm import Norm
+from omnitok.nn.step import StackStep
 
 
 @dataclass
@@ -29,11 +31,13 @@ class StackCache:
         layers: Per layer and run of windows, the keys and values of the last groups; see
             `Attention.forward`.
         keep: For groups of varying size, `Attention.forward`'s argument of that name.
+        step: What takes single groups through the stack where our own kernels can.
     """
 
     time: int = 0
     layers: list[list[KeysValues]] = field(default_factory=list)
     keep: Sequence[int] | None = None
+    step: StackStep | None = None
 
 
 class _Permute(torch.autograd.Function):
@@ -70,16 +74,18 @@ class Block(nn.Module):
         keep: Sequence[int] | None = None,
     ) -> tuple[Tensor, list[KeysValues]]:
         """Tokens in the order of `partition`; see `Attention.forward`."""
-        mixed, kept = self.attention(self.norm1(x_BGND), phasors, partition, past, time, keep)
-        x_BGND = self._add(x_BGND, mixed)
-        return self._add(x_BGND, self.mlp(self.norm2(x_BGND))), kept
+        attention, mlp = self.attention, self.mlp
+        args = (phasors, partition, past, time, keep)
+        if takes(x_BGND, *self.linears()):
+            x_BGND, kept = attention(x_BGND, *args, norm=self.norm1, onto=x_BGND)
+            return mlp(x_BGND, norm=self.norm2, onto=x_BGND), kept
+        mixed, kept = attention(self.norm1(x_BGND), *args)
+        x_BGND = add(x_BGND, mixed)
+        return add(x_BGND, mlp(self.norm2(x_BGND))), kept
 
-    @staticmethod
-    def _add(x: Tensor, branch: Tensor) -> Tensor:
-        """The residual stream and what was just computed for it, which nobody else holds."""
-        if needs_graph(x) or branch.dtype != x.dtype:  # autocast makes narrower branches
-            return x + branch
-        return branch.add_(x)
+    def linears(self) -> tuple[nn.Linear, ...]:
+        """All linear layers."""
+        return self.attention.qkv, self.attention.out, self.mlp.up, self.mlp.down
 
 
 class Stack(nn.Module):
@@ -118,6 +124,8 @@ class Stack(nn.Module):
             kind: layout.phasors(kind, head_width, config.rope_base, times)
             for kind in set(config.layers)
         }
+        if cache is not None and StackStep.takes(self, x_BGND, layout, cache):
+            return self._step(x_BGND, layout, cache, phasors)
         order = "raster"
         kept: list[list[KeysValues]] = []
         for i, (kind, block) in enumerate(zip(config.layers, self.blocks, strict=True)):
@@ -133,6 +141,17 @@ class Stack(nn.Module):
         if cache is not None:
             cache.time, cache.layers = first + groups, kept
         return self._reorder(x_BGND, layout, order, "raster")
+
+    def _step(
+        self, x_11ND: Tensor, layout: Layout, cache: StackCache, phasors: dict[str, Tensor]
+    ) -> Tensor:
+        """`forward` of one group by our own kernels."""
+        step = cache.step
+        if step is None or not step.serves(layout, cache.layers):
+            step = cache.step = StackStep(self, layout, cache.layers, x_11ND)
+        out = step(x_11ND, phasors, cache.time)
+        cache.time, cache.layers = cache.time + 1, step.layers
+        return out
 
     @staticmethod
     def _reorder(x_BGND: Tensor, layout: Layout, before: str, after: str) -> Tensor:

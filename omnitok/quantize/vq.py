@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from omnitok.quantize.base import DiscreteQuantizer, Quantized, QuantizerConfig
 from omnitok.quantize.entropy import entropy_terms
 
-_SCORES_AT_ONCE = 2**20  # of the search, to bound its memory
+_SCORES_AT_ONCE = 2**19  # of the search: what a CPU's cache keeps
 
 
 class VQ(DiscreteQuantizer):
@@ -67,17 +67,21 @@ class VQ(DiscreteQuantizer):
         return rearrange(F.normalize(z_KC, dim=-1), "... k c -> ... (k c)")
 
     def _search(self, z: Tensor) -> Tensor:
-        """Nearest rows, in float64 so that the answer depends on neither device nor batch."""
-        dtype = torch.float32 if z.device.type == "mps" else torch.float64  # mps has no float64
-        rows_KVC = self._rows().to(dtype)
-        minus_half_KV1 = rows_KVC.square().sum(-1, keepdim=True) / -2
-        rows_KVC = torch.cat([rows_KVC, minus_half_KV1], dim=-1)  # for one more channel of ones
-        at_once = max(1, _SCORES_AT_ONCE // minus_half_KV1.numel())
-        codes = [
-            torch.bmm(F.pad(z_KNC.to(dtype), (0, 1), value=1.0), rows_KVC.mT).max(-1).indices
-            for z_KNC in torch.split(self._split(z), at_once, dim=1)
-        ]
-        return torch.cat(codes, dim=1).T.reshape(*z.shape[:-1], self.num_codebooks)
+        """Nearest rows, as float64 finds them, so that neither device nor batch change the answer.
+
+        A CPU looks in float32 first, three times as fast, and once more in float64 for inputs whose
+        two best rows are closer than float32 can tell.
+        """
+        z_KNC, rows_KVC = self._split(z), self._rows()
+        exact = torch.float32 if z.device.type == "mps" else torch.float64  # mps has no float64
+        if z.device.type != "cpu" or torch.get_float32_matmul_precision() != "highest":
+            codes_KN, _ = _nearest(z_KNC, rows_KVC, exact)
+        else:
+            codes_KN, lead_KN = _nearest(z_KNC, rows_KVC, torch.float32)
+            unsure_N = ~(lead_KN > _doubt(z_KNC, rows_KVC)).all(0)  # also where numbers are none
+            if unsure_N.any():
+                codes_KN[:, unsure_N], _ = _nearest(z_KNC[:, unsure_N], rows_KVC, exact)
+        return codes_KN.T.reshape(*z.shape[:-1], self.num_codebooks)
 
     def _look_up(self, codes_K: Tensor) -> Tensor:
         starts_K = torch.arange(self.num_codebooks, device=codes_K.device) * self.codebook_size
@@ -139,3 +143,31 @@ class VQ(DiscreteQuantizer):
             unused_KV1 = (self.cluster_size < 1).unsqueeze(-1)
             rows_KVC = torch.where(unused_KV1, inputs_KVC, rows_KVC)
         self.codebook.copy_(rows_KVC)
+
+
+def _nearest(z_KNC: Tensor, rows_KVC: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """[K, N] nearest rows, and by how much each beats the next: half the squared distance."""
+    rows_KVC = rows_KVC.to(dtype)
+    minus_half_KV1 = rows_KVC.square().sum(-1, keepdim=True) / -2
+    rows_KVC = torch.cat([rows_KVC, minus_half_KV1], dim=-1)  # for one more channel of ones
+    at_once = max(1, _SCORES_AT_ONCE // minus_half_KV1.numel())
+    codes, leads = [], []
+    for part_KNC in torch.split(z_KNC, at_once, dim=1):
+        scores_KNV = torch.bmm(F.pad(part_KNC.to(dtype), (0, 1), value=1.0), rows_KVC.mT)
+        best_KN1, codes_KN1 = scores_KNV.max(-1, keepdim=True)
+        codes.append(codes_KN1[..., 0])
+        if dtype == torch.float32:
+            others_KNV = scores_KNV.scatter_(-1, codes_KN1, float("-inf"))
+            leads.append(best_KN1[..., 0] - others_KNV.amax(-1))
+    return torch.cat(codes, dim=1), torch.cat(leads or codes, dim=1)
+
+
+def _doubt(z_KNC: Tensor, rows_KVC: Tensor) -> Tensor:
+    """[K, N] twice the error that a score of `_nearest` can have in float32.
+
+    Higham 2002, Accuracy and Stability of Numerical Algorithms, equation 3.5, for C + 1 products;
+    one more rounding of the half squares, and as much again to be sure.
+    """
+    largest_K1 = rows_KVC.norm(dim=-1).amax(-1, keepdim=True)
+    size_KN: Tensor = z_KNC.float().norm(dim=-1) * largest_K1 + largest_K1.square() / 2
+    return size_KN * (4 * (rows_KVC.shape[-1] + 4) * 2.0**-24)

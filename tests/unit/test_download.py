@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import omnitok
+from omnitok.cache import cache_folder
 from omnitok.checkpoint import CheckpointError
 from omnitok.interop import download as module
 from omnitok.interop import registry
@@ -312,10 +313,10 @@ def test_without_name_resolution_nothing_is_tried_again(tmp_path):
 
 def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("OMNITOK_CACHE", str(tmp_path / "own"))
-    assert registry.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("OMNITOK_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert registry.cache_folder() == tmp_path / "omnitok"
+    assert cache_folder() == tmp_path / "omnitok"
 
 
 def test_all_published_files_have_a_name():

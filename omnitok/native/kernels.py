@@ -1,0 +1,346 @@
+"""The calls of linear.cpp and attention.cpp.
+
+Shape suffixes: D width, C columns, W windows, H heads, Q queries, S keys, K head width, N tokens,
+G groups.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from omnitok.native.build import library
+from omnitok.native.packing import ACTS, packed
+
+NORMS = {None: 0, "rms": 1, "layer": 2}
+
+
+def _struct(name: str, pointers: str, sizes: str, floats: str) -> type[ctypes.Structure]:
+    fields: list[tuple[str, type]] = [(field, ctypes.c_void_p) for field in pointers.split()]
+    for field in sizes.split():
+        plain, _, many = field.partition("*")
+        fields.append((plain, ctypes.c_int64 * int(many) if many else ctypes.c_int64))
+    fields += [(field, ctypes.c_float) for field in floats.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_LinearCall = _struct(
+    "LinearCall",
+    "x norm_weight norm_bias weight bias weight2 bias2 residual out phasors gains order onto_order "
+    "x_pixels out_pixels rings",
+    "rows width x_stride columns out_stride hidden norm act heads head_width period unit "
+    "gains_last runs "
+    "threads",
+    "norm_eps unit_eps",
+)
+_AttentionCall = _struct(
+    "AttentionCall",
+    "q k v out bias",
+    "items heads queries keys width q_strides*3 k_strides*3 v_strides*3 out_strides*3 threads",
+    "scale",
+)
+_Pixels = _struct("Pixels", "data", "rows columns t h w strides*4", "")
+_Ring = _struct("Ring", "k v", "start size stride", "")
+_Strides = ctypes.c_int64 * 3
+
+
+class NormLike(Protocol):
+    """A normalisation of the last axis: "rms" or "layer", with what it learned."""
+
+    kind: str
+    eps: float
+
+    @property
+    def weight(self) -> Tensor | None:
+        """What it multiplies by."""
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What it adds."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What is done with the heads that come first in the result of a linear layer.
+
+    Attributes:
+        many: How many; queries first, then as many of keys.
+        width: Of each.
+        eps: Added to their mean squares before they are divided by the root; None leaves them.
+        gains: [many, width] they are multiplied by, or None.
+        phasors: [..., width / 2] complex64 that turn them, or None; the leading axes are those of
+            the tokens, or the last of them.
+        gains_last: Whether gains come after the rotation.
+        rings: For a single group: (first token, keys, values) for each run of windows, both
+            [W, N, H, width], where the keys and the values that follow them go instead of into the
+            result. Memory of a window must be contiguous.
+    """
+
+    many: int
+    width: int
+    eps: float | None
+    gains: Tensor | None
+    phasors: Tensor | None
+    gains_last: bool = False
+    rings: Sequence[tuple[int, Tensor, Tensor]] = ()
+
+
+class Patches:
+    """Pixels [3, T, H, W] of whole patches (t, h, w), as rows in the order of `patchify`.
+
+    Attributes:
+        pixels: The pixels.
+        shape: (groups, patches of a group, values of a patch).
+    """
+
+    def __init__(self, x_CTHW: Tensor, patch: tuple[int, int, int]) -> None:
+        t, h, w = patch
+        rows, columns = x_CTHW.shape[2] // h, x_CTHW.shape[3] // w
+        self.pixels = x_CTHW
+        self.shape = (x_CTHW.shape[1] // t, rows * columns, 3 * t * h * w)
+        strides = (ctypes.c_int64 * 4)(*x_CTHW.stride())
+        self.struct = _Pixels(x_CTHW.data_ptr(), rows, columns, t, h, w, strides)
+
+
+def fits(x: Tensor, *layers: nn.Linear) -> bool:
+    """Whether `x`, and what the layers hold, is what the kernels work on, and they are there."""
+    return (
+        x.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and all(a.weight.dtype == x.dtype and not a.weight.is_inference() for a in layers)
+        and library() is not None
+    )
+
+
+class Calls:
+    """Linear layers and attentions that run one after the other, as often as asked.
+
+    They work on the memory of the tensors that they are made of, which must not be changed for
+    others; so do all results, which the next run writes over.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[ctypes.Structure] = []
+        self._names: list[str] = []
+        self._kept: list[object] = []
+        self._rings: list[tuple[Any, int, int, int]] = []
+        self._growing: list[tuple[Any, int]] = []
+
+    def linear(
+        self,
+        layer: nn.Linear,
+        x: Tensor | Patches,
+        *,
+        norm: NormLike | None = None,
+        act: str | None = None,
+        down: nn.Linear | None = None,
+        onto: Tensor | None = None,
+        heads: Heads | None = None,
+        order: Tensor | None = None,
+        onto_order: Tensor | None = None,
+        out: Tensor | Patches | None = None,
+    ) -> Tensor:
+        """A linear layer with what stands around it, in one pass over the tokens.
+
+        Args:
+            layer: The layer.
+            x: [..., D] bfloat16 that `fits`, with `layer` and `down`; or pixels whose patches are
+                [G, N, D].
+            norm: Applied to `x` first.
+            act: "gelu_tanh", "swiglu" (the gate is the first half of the columns) or "geglu" (the
+                second half), applied to what the layer gives.
+            down: A layer that takes the result of this.
+            onto: [..., C] bfloat16 that the result is added to.
+            heads: What is done with the first columns of the result.
+            order: [N] int64 which of all N tokens of `x` each token of the result is of.
+            onto_order: The same for `onto`.
+            out: Where the result goes, contiguous, or pixels of whose patches it is; None makes a
+                place.
+
+        Returns:
+            [..., C] bfloat16; with rings, only the queries; for pixels, those.
+        """
+        if isinstance(x, Patches):
+            x_pixels, x_2d = x.struct, x.pixels
+            shape = torch.Size(x.shape)
+            rows, width, x_stride = math.prod(shape[:2]), shape[2], 0
+        else:
+            x_pixels, shape, width = None, x.shape, x.shape[-1]
+            x_2d = x.reshape(-1, width)
+            if x_2d.stride(-1) != 1:
+                x_2d = x_2d.contiguous()
+            rows, x_stride = len(x_2d), x_2d.stride(0)
+        first = packed(layer, act)
+        last = first if down is None else packed(down, None)
+        rings = () if heads is None else heads.rings
+        columns = heads.many // 2 * heads.width if heads is not None and rings else last.columns
+        out_pixels = None
+        if isinstance(out, Patches):
+            out_pixels, out = out.struct, out.pixels
+        elif out is None:
+            out = x_2d.new_empty(*shape[:-1], columns)
+        residual = None if onto is None else onto.contiguous()
+        learned = (None, None) if norm is None else (_floats(norm.weight), _floats(norm.bias))
+        gains, phasors = (None, None) if heads is None else (_floats(heads.gains), heads.phasors)
+        phasors = None if phasors is None else phasors.contiguous()
+        ring_array = (_Ring * len(rings))()
+        for place, (start, k, v) in zip(ring_array, rings, strict=True):
+            place.start, place.size, place.stride = start, k.shape[1], k.stride(0)
+            place.k, place.v = k.data_ptr(), v.data_ptr()
+            self._rings.append((place, place.k, place.v, k[0].numel() * k.element_size()))
+        call = _LinearCall(
+            x=_at(x_2d),
+            norm_weight=_at(learned[0]),
+            norm_bias=_at(learned[1]),
+            weight=_at(first.tiles),
+            bias=_at(first.bias),
+            weight2=None if down is None else _at(last.tiles),
+            bias2=None if down is None else _at(last.bias),
+            residual=_at(residual),
+            out=_at(out),
+            phasors=_at(phasors),
+            gains=_at(gains),
+            order=_at(order),
+            onto_order=_at(onto_order),
+            x_pixels=None if x_pixels is None else ctypes.addressof(x_pixels),
+            out_pixels=None if out_pixels is None else ctypes.addressof(out_pixels),
+            rings=ctypes.addressof(ring_array) if rings else None,
+            rows=rows,
+            width=width,
+            x_stride=x_stride,
+            columns=last.columns,
+            out_stride=columns,
+            hidden=0 if down is None else first.columns,
+            norm=NORMS[None if norm is None else norm.kind],
+            act=ACTS[act],
+            heads=0 if heads is None else heads.many,
+            head_width=0 if heads is None else heads.width,
+            period=1 if phasors is None else phasors[..., 0].numel(),
+            unit=heads is not None and heads.eps is not None,
+            gains_last=heads is not None and heads.gains_last,
+            runs=len(rings),
+            threads=torch.get_num_threads(),
+            norm_eps=0 if norm is None else norm.eps,
+            unit_eps=(heads.eps if heads is not None else None) or 0,
+        )
+        kept = (x_2d, x_pixels, first, last, residual, learned, gains, phasors, order, onto_order)
+        self._add("omnitok_linear", call, *kept, ring_array, rings, out, out_pixels)
+        return out
+
+    def attention(
+        self,
+        q_WHQK: Tensor,
+        k_WHSK: Tensor,
+        v_WHSK: Tensor,
+        scale: float,
+        bias_HQS: Tensor | None = None,
+        out_WHQK: Tensor | None = None,
+        group: int | None = None,
+    ) -> Tensor:
+        """Softmax attention over all keys.
+
+        Args:
+            q_WHQK: Queries that `fits`, the last axis contiguous as in keys and values; K even.
+            k_WHSK: Keys.
+            v_WHSK: Values.
+            scale: Of the scores.
+            bias_HQS: Added to the scaled scores.
+            out_WHQK: Where the result goes, its last axis contiguous; None makes a place.
+            group: Keys of one group of a ring, where `run` is told how many groups there are.
+
+        Returns:
+            [W, H, Q, K] bfloat16, without `out_WHQK` laid out as [W, Q, H, K].
+        """
+        windows, heads, queries, width = q_WHQK.shape
+        out = out_WHQK
+        if out is None:
+            out = q_WHQK.new_empty(windows, queries, heads, width).transpose(1, 2)
+        bias = _floats(bias_HQS)
+        call = _AttentionCall(
+            q=_at(q_WHQK),
+            k=_at(k_WHSK),
+            v=_at(v_WHSK),
+            out=_at(out),
+            bias=_at(bias),
+            items=windows,
+            heads=heads,
+            queries=queries,
+            keys=k_WHSK.shape[2],
+            width=width,
+            q_strides=_Strides(*q_WHQK.stride()[:3]),
+            k_strides=_Strides(*k_WHSK.stride()[:3]),
+            v_strides=_Strides(*v_WHSK.stride()[:3]),
+            out_strides=_Strides(*out.stride()[:3]),
+            threads=torch.get_num_threads(),
+            scale=scale,
+        )
+        if group is not None:
+            self._growing.append((call, group))
+        self._add("omnitok_attention", call, q_WHQK, k_WHSK, v_WHSK, bias, out)
+        return out
+
+    def _add(self, name: str, call: ctypes.Structure, *kept: object) -> None:
+        self._names.append(name)
+        self._calls.append(call)
+        self._kept.append(kept)
+
+    def run(self, slot: int = 0, groups: int = 1) -> None:
+        """Run all.
+
+        Args:
+            slot: How many groups before the place to fill lie where the rings were said to begin.
+            groups: How many groups there are in the rings, this one included.
+
+        Raises:
+            MemoryError: There is not enough memory.
+        """
+        for ring, k, v, size in self._rings:
+            ring.k, ring.v = k + slot * size, v + slot * size
+        for call, keys in self._growing:
+            call.keys = groups * keys
+        for name, call in zip(self._names, self._calls, strict=True):
+            _run(name, call)
+
+
+def linear(layer: nn.Linear, x: Tensor | Patches, **around: Any) -> Tensor:
+    """`Calls.linear`, run once."""
+    calls = Calls()
+    out = calls.linear(layer, x, **around)
+    calls.run()
+    return out
+
+
+def attention(
+    q_WHQK: Tensor,
+    k_WHSK: Tensor,
+    v_WHSK: Tensor,
+    scale: float,
+    bias_HQS: Tensor | None = None,
+) -> Tensor:
+    """`Calls.attention`, run once."""
+    calls = Calls()
+    out = calls.attention(q_WHQK, k_WHSK, v_WHSK, scale, bias_HQS)
+    calls.run()
+    return out
+
+
+def _run(name: str, call: ctypes.Structure) -> None:
+    kernels = library()
+    assert kernels is not None
+    if getattr(kernels, name)(ctypes.byref(call)):
+        raise MemoryError("there is no memory for a few more tokens; run fewer things at once")
+
+
+def _floats(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach().float().contiguous()
+
+
+def _at(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()

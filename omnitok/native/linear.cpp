@@ -1,0 +1,361 @@
+// Linear layers with what stands before and after them, over strips of 32 tokens.
+//
+// A thread takes a few strips at a time: normalised once, multiplied by panels of 32 columns of the
+// weights, and finished (bias, gate, residual stream, rotation) before they leave its cache. In a
+// feed-forward half the hidden values never leave it at all.
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "pixels.h"
+#include "tiles.h"
+
+namespace {
+
+enum Norm { kNone = 0, kRms = 1, kLayer = 2 };
+enum Act { kLinear = 0, kGeluTanh = 1, kSwiglu = 2, kGeglu = 3 };
+
+constexpr int64_t kHeld = 1 << 21;  // bytes of strips that stay in a second-level cache
+constexpr int64_t kWeights = 1 << 18;  // bytes of weights that do, too
+constexpr int64_t kSteps = 8;      // of a strip that stay in a first-level cache
+constexpr int64_t kPanels = 16;     // at a time
+constexpr int64_t kStrips = 8;      // at a time; more gain nothing
+
+}  // namespace
+
+// Where the keys and values of a run of windows go: `size` tokens, then the next window.
+struct Ring {
+  bf16* k;
+  bf16* v;
+  int64_t start, size, stride;
+};
+
+// One call; the same in omnitok/native/kernels.py. Pointers that may be null say so.
+struct LinearCall {
+  const bf16* x;            // [rows, width], rows `x_stride` apart
+  const float* norm_weight; // [width] or null
+  const float* norm_bias;   // [width] or null
+  const bf16* weight;       // panels of 32 columns: [N / 32][width / 32][2] tiles
+  const float* bias;        // [N] in the order of the panels, or null
+  const bf16* weight2;      // of a second layer, which takes what the first gives, or null
+  const float* bias2;       // or null
+  const bf16* residual;     // added to the result, laid out like it, or null
+  bf16* out;                // [rows, columns], rows `out_stride` apart
+  const float* phasors;     // [period, head_width / 2] of (cosine, sine), or null
+  const float* gains;       // [heads, head_width] or null
+  const int64_t* order;     // [rows] which row of `x` a row of `out` is of, or null
+  const int64_t* onto_order; // the same for `residual`
+  const Pixels* x_pixels;   // instead of `x`: patches of it are the rows; or null
+  const Pixels* out_pixels; // instead of `out`: patches of it are the rows; or null
+  const Ring* rings;        // what comes after the queries goes there and not to `out`, or null
+  int64_t rows, width, x_stride, columns, out_stride, hidden;
+  int64_t norm, act;
+  int64_t heads, head_width, period;  // of the leading columns that are normalised and rotated
+  int64_t unit;             // whether they are normalised
+  int64_t gains_last;       // whether gains come after the rotation
+  int64_t runs;             // how many rings
+  int64_t threads;
+  float norm_eps, unit_eps;
+};
+
+namespace {
+
+// Rows to tiles, normalised; what lies beyond the last row or column is 0. `patch` has room for one.
+void pack(const LinearCall& call, int64_t start, int64_t strips, bf16* tiles, bf16* patch) {
+  const int64_t width = call.width, steps = up(width, kStep);
+  for (int64_t i = 0; i < strips * kRows; ++i) {
+    bf16* place = tiles + (i / kRows * steps * 2 + i % kRows / 16) * kTile + i % 16 * kStep;
+    const int64_t row = start * kRows + i;
+    if (row >= call.rows) {
+      for (int64_t k = 0; k < steps; ++k)
+        _mm512_storeu_si512(place + k * 2 * kTile, _mm512_setzero_si512());
+      continue;
+    }
+    const bf16* x = patch;
+    if (call.x_pixels)
+      copy_patch<false>(*call.x_pixels, row, patch);
+    else
+      x = call.x + (call.order ? call.order[row] : row) * call.x_stride;
+    if (call.norm == kNone) {
+      for (int64_t k = 0; k < steps; ++k) {
+        const int64_t left = width - k * kStep;
+        const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
+        _mm512_storeu_si512(place + k * 2 * kTile, _mm512_maskz_loadu_epi16(mask, x + k * kStep));
+      }
+      continue;
+    }
+    __m512 mean = _mm512_setzero_ps();
+    if (call.norm == kLayer) {
+      __m512 sum = _mm512_setzero_ps();
+      for (int64_t k = 0; k < width; k += 16) sum = _mm512_add_ps(sum, load(x + k, first(width - k)));
+      mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
+    }
+    __m512 sum0 = _mm512_setzero_ps(), sum1 = _mm512_setzero_ps();
+    for (int64_t k = 0; k < width; k += 32) {
+      const __mmask16 m0 = first(width - k), m1 = first(width - k - 16);
+      const __m512 a = _mm512_maskz_sub_ps(m0, load(x + k, m0), mean);
+      const __m512 b = _mm512_maskz_sub_ps(m1, load(x + k + 16, m1), mean);
+      sum0 = _mm512_fmadd_ps(a, a, sum0);
+      sum1 = _mm512_fmadd_ps(b, b, sum1);
+    }
+    const float square = _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1)) / width;
+    const __m512 scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(square + call.norm_eps));
+    for (int64_t k = 0; k < steps; ++k) {
+      __m512 part[2];
+      for (int j = 0; j < 2; ++j) {
+        const int64_t at = k * kStep + 16 * j;
+        const __mmask16 mask = first(width - at);
+        __m512 y = _mm512_maskz_mul_ps(mask, _mm512_sub_ps(load(x + at, mask), mean), scale);
+        if (call.norm_weight)
+          y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(mask, call.norm_weight + at));
+        if (call.norm_bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, call.norm_bias + at));
+        part[j] = y;
+      }
+      store(place + k * 2 * kTile, part[0], part[1]);
+    }
+  }
+}
+
+// Two neighbouring vectors of a row of a product, biased and activated.
+template <int act>
+inline void finish(const float* c, const float* c2, const float* bias, const float* bias2,
+                   __m512 y[2]) {
+  for (int j = 0; j < 2; ++j) {
+    __m512 a = _mm512_loadu_ps(c + 16 * j);
+    if (bias) a = _mm512_add_ps(a, _mm512_loadu_ps(bias + 16 * j));
+    if (act == kSwiglu || act == kGeglu) {
+      __m512 b = _mm512_loadu_ps(c2 + 16 * j);
+      if (bias2) b = _mm512_add_ps(b, _mm512_loadu_ps(bias2 + 16 * j));
+      y[j] = act == kSwiglu ? _mm512_mul_ps(silu(a), b) : _mm512_mul_ps(a, gelu_erf(b));
+    } else {
+      y[j] = act == kGeluTanh ? gelu_tanh(a) : a;
+    }
+  }
+}
+
+// What becomes of a 32 x 32 product (or two, if gated), some rows at a time.
+template <int act>
+class Finish {
+ public:
+  explicit Finish(const LinearCall& call, int64_t columns, bf16* hidden)
+      : call_(call), columns_(columns), hidden_(hidden) {}
+
+  // The product of panel `p` and of strip `s`, counted from strip `start`.
+  void begin(const float* c, const float* c2, int64_t start, int64_t s, int64_t p) {
+    constexpr bool gated = act == kSwiglu || act == kGeglu;
+    c_ = c, c2_ = c2, next_ = 0, p_ = p;
+    row_ = (start + s) * kRows;
+    rows_ = hidden_ ? kRows : std::min<int64_t>(kRows, call_.rows - row_);
+    bias_ = call_.bias ? call_.bias + p * 32 * (gated ? 2 : 1) : nullptr;
+    bias2_ = call_.bias ? bias_ + 32 : nullptr;
+    if (hidden_) place_ = hidden_ + (s * up(columns_, 32) + p) * 2 * kTile;
+  }
+
+  void rows(int64_t many) {
+    for (const int64_t stop = std::min(next_ + many, rows_); next_ < stop; ++next_) row(next_);
+  }
+
+ private:
+  void row(int64_t r) {
+    __m512 y[2];
+    finish<act>(c_ + r * 32, c2_ + r * 32, bias_, bias2_, y);
+    if (hidden_) {
+      store(place_ + r * kStep, y[0], y[1]);
+      return;
+    }
+    const int64_t at = (row_ + r) * call_.out_stride + p_ * 32;
+    const __mmask16 m0 = first(columns_ - p_ * 32), m1 = first(columns_ - p_ * 32 - 16);
+    if (call_.residual) {
+      const bf16* x = call_.residual + p_ * 32 +
+                      (call_.onto_order ? call_.onto_order[row_ + r] : row_ + r) * call_.out_stride;
+      y[0] = _mm512_add_ps(y[0], load(x, m0));
+      y[1] = _mm512_add_ps(y[1], load(x + 16, m1));
+    }
+    if (m1 == 0xffff) {
+      store(call_.out + at, y[0], y[1]);
+    } else {
+      store(call_.out + at, y[0], m0);
+      store(call_.out + at + 16, y[1], m1);
+    }
+  }
+
+  const LinearCall& call_;
+  const int64_t columns_;
+  bf16* const hidden_;
+  const float *c_ = nullptr, *c2_ = nullptr, *bias_ = nullptr, *bias2_ = nullptr;
+  bf16* place_ = nullptr;
+  int64_t row_ = 0, rows_ = 0, next_ = 0, p_ = 0;
+};
+
+// A layer over strips in tiles: to tiles again if `hidden` is given, else to the result. `c` has
+// room for kPanels pairs of products.
+//
+// A part of a strip that stays in the first-level cache meets one panel after the other. A product
+// is finished while the tiles of the next one are multiplied.
+template <int act>
+void stage(const LinearCall& call, const bf16* tiles, int64_t start, int64_t strips,
+           int64_t columns, bf16* hidden, float* c) {
+  constexpr int64_t each = act == kSwiglu || act == kGeglu ? 2 : 1;  // products of a panel
+  constexpr int64_t product = 32 * 32;
+  const int64_t steps = up(call.width, kStep), panels = up(columns, 32);
+  const int64_t panel = steps * 2 * kTile, parts = up(steps, kSteps);
+  const int64_t group = std::clamp<int64_t>(kWeights / (panel * 2 * each), 1, kPanels);
+  Finish<act> finish(call, columns, hidden);
+  int64_t turn = 0;
+  for (int64_t from = 0; from < panels; from += group) {
+    const int64_t many = std::min(group, panels - from);
+    for (int64_t s = 0; s < strips; ++s) {
+      for (int64_t part = 0; part < parts; ++part) {
+        const int64_t begin = steps * part / parts, end = steps * (part + 1) / parts;
+        const bool last = part == parts - 1;
+        const int64_t rows = up(kRows, (end - begin) * each);  // to finish in a step
+        for (int64_t p = 0; p < many; ++p) {
+          // one part: two products by turns; more: as many as there are panels
+          float* now = c + (parts > 1 ? p : turn++ % 2) * 2 * product;
+          const bf16* b = call.weight + (from + p) * panel * each + begin * 2 * kTile;
+          const bf16* a = tiles + s * panel + begin * 2 * kTile;
+          for (int64_t i = 0; i < each; ++i)
+            multiply(a, b + i * panel, end - begin, now + i * product, 32, part > 0,
+                     [&] { finish.rows(rows); });
+          if (last) {
+            finish.rows(kRows);
+            finish.begin(now, now + product, start, s, from + p);
+          }
+        }
+        if (last && parts > 1) finish.rows(kRows);  // its product is needed for the next strip
+      }
+    }
+  }
+  finish.rows(kRows);
+}
+
+void run(const LinearCall& call, const bf16* tiles, int64_t start, int64_t strips, int64_t columns,
+         bf16* hidden, float* c) {
+  switch (call.act) {
+    case kGeluTanh: return stage<kGeluTanh>(call, tiles, start, strips, columns, hidden, c);
+    case kSwiglu: return stage<kSwiglu>(call, tiles, start, strips, columns, hidden, c);
+    case kGeglu: return stage<kGeglu>(call, tiles, start, strips, columns, hidden, c);
+    default: return stage<kLinear>(call, tiles, start, strips, columns, hidden, c);
+  }
+}
+
+// One head from `x` to `y`, of `width` numbers or, if that is known, of 16 * `vectors`.
+template <int vectors>
+inline void place_head(const LinearCall& call, const bf16* x, bf16* y, const float* gains,
+                       const float* phasor) {
+  const int64_t width = vectors ? 16 * vectors : call.head_width;
+  const int64_t many = vectors ? vectors : up(width, 16);
+  __m512 scale = _mm512_set1_ps(1.0f);
+  if (call.unit) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t k = 0; k < many; ++k) {
+      const __m512 part = load(x + 16 * k, vectors ? 0xffff : first(width - 16 * k));
+      sum = _mm512_fmadd_ps(part, part, sum);
+    }
+    const float square = _mm512_reduce_add_ps(sum) / width;
+    scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(square + call.unit_eps));
+  }
+  for (int64_t k = 0; k < many; ++k) {
+    const __mmask16 mask = vectors ? 0xffff : first(width - 16 * k);
+    __m512 part = _mm512_mul_ps(load(x + 16 * k, mask), scale);
+    const __m512 gain =
+        gains ? _mm512_maskz_loadu_ps(mask, gains + 16 * k) : _mm512_set1_ps(1.0f);
+    if (!call.gains_last) part = _mm512_mul_ps(part, gain);
+    if (phasor) {
+      const __m512 turn = _mm512_maskz_loadu_ps(mask, phasor + 16 * k);
+      const __m512 other = _mm512_permute_ps(part, 0xb1);
+      part = _mm512_fmaddsub_ps(part, _mm512_moveldup_ps(turn),
+                                _mm512_mul_ps(other, _mm512_movehdup_ps(turn)));
+    }
+    if (call.gains_last) part = _mm512_mul_ps(part, gain);
+    store(y + 16 * k, part, mask);
+  }
+}
+
+// Finished rows from `from` on, which may be where they belong: heads that stand first are
+// normalised and rotated, and keys and values go into their rings.
+void place(const LinearCall& call, const bf16* from, int64_t row, int64_t rows) {
+  const int64_t width = call.head_width, half = call.heads / 2 * width;
+  const Ring* ring = call.rings;
+  for (int64_t i = row; i < row + rows; ++i, from += call.columns) {
+    const float* phasor = call.phasors ? call.phasors + i % call.period * width : nullptr;
+    bf16 *q = call.out + i * call.out_stride, *k = q + half;
+    if (ring) {
+      while (ring + 1 < call.rings + call.runs && ring[1].start <= i) ++ring;
+      const int64_t at = i - ring->start;
+      const int64_t place = at / ring->size * ring->stride + at % ring->size * half;
+      k = ring->k + place;
+      for (int64_t j = 0; j < half; j += 32) {
+        const __mmask32 mask = half - j >= 32 ? 0xffffffffu : (1u << (half - j)) - 1;
+        _mm512_mask_storeu_epi16(ring->v + place + j, mask,
+                                 _mm512_maskz_loadu_epi16(mask, from + 2 * half + j));
+      }
+    }
+    for (int64_t h = 0; h < call.heads; ++h) {
+      const float* gains = call.gains ? call.gains + h * width : nullptr;
+      bf16* to = h < call.heads / 2 ? q + h * width : k + h * width - half;
+      if (width == 64)
+        place_head<4>(call, from + h * width, to, gains, phasor);
+      else
+        place_head<0>(call, from + h * width, to, gains, phasor);
+    }
+  }
+}
+
+}  // namespace
+
+// Returns 0, or 1 where there is no memory.
+extern "C" int omnitok_linear(const LinearCall* given) {
+  const LinearCall call = *given;
+  const int64_t strips = up(call.rows, kRows), steps = up(call.width, kStep);
+  const int64_t steps2 = call.weight2 ? up(call.hidden, kStep) : 0;
+  const bool away = call.rings || call.out_pixels;  // whether results leave where they are computed
+  const int64_t kept = away ? up(call.columns, kStep) : 0;  // steps that they take
+  const int64_t strip_bytes = kRows * kStep * 2 * (steps + steps2 + kept);
+  const int64_t at_once = std::clamp<int64_t>(kHeld / strip_bytes, 1, kStrips);
+  int failed = 0;
+#pragma omp parallel num_threads(call.threads) reduction(| : failed)
+  {
+    const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
+    const int64_t from = strips * mine / threads, to = strips * (mine + 1) / threads;
+    static thread_local Room room, products, row;
+    float* c = products.of<float>(kPanels * 2 * 32 * 32);
+    bf16* patch = row.of<bf16>(call.width);
+    bf16* tiles = room.of<bf16>(at_once * (steps + steps2 + kept) * 2 * kTile);
+    failed = !tiles || !c || !patch;
+    if (!failed && from < to) {
+      Tiles configured;
+      bf16* hidden = tiles + at_once * steps * 2 * kTile;
+      LinearCall second = call;
+      second.weight = call.weight2, second.bias = call.bias2, second.width = call.hidden;
+      second.act = kLinear;
+      LinearCall only = call;
+      if (away) only.out_stride = call.columns;
+      for (int64_t start = from; start < to; start += at_once) {
+        const int64_t many = std::min(at_once, to - start);
+        pack(call, start, many, tiles, patch);
+        if (call.weight2) {
+          run(call, tiles, start, many, call.hidden, hidden, c);
+          run(second, hidden, start, many, call.columns, nullptr, c);
+        } else {
+          if (away) only.out = hidden - start * kRows * call.columns;
+          run(only, tiles, start, many, call.columns, nullptr, c);
+        }
+        const int64_t first_row = start * kRows;
+        const int64_t rows = std::min(many * kRows, call.rows - first_row);
+        if (call.heads) place(call, only.out + first_row * call.columns, first_row, rows);
+        if (call.out_pixels)
+          for (int64_t i = first_row; i < first_row + rows; ++i)
+            copy_patch<true>(*call.out_pixels, i, only.out + i * call.columns);
+      }
+    }
+  }
+  return failed;
+}
+
+// Asks the system for the right to use tiles; returns whether this process has it.
+extern "C" int omnitok_tiles(void) {
+  constexpr long kRequest = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+}
