@@ -110,7 +110,7 @@ constexpr int kAbreast = 4;  // rows at a time: one alone would wait for its own
 template <bool biased>
 inline void weigh(const float* scores, int64_t keys, int64_t padded, float scale, float* most,
                   float* total, float* fade, bf16* tiles) {
-  __m512 top[kAbreast], shift[kAbreast], sum[kAbreast];
+  __m512 top[kAbreast], sum[kAbreast];
   for (int r = 0; r < kAbreast; ++r) top[r] = _mm512_set1_ps(most[r]);
   for (int64_t j = 0; j < keys; j += 16) {
     const __mmask16 mask = first(keys - j);
@@ -122,15 +122,15 @@ inline void weigh(const float* scores, int64_t keys, int64_t padded, float scale
     const float now = _mm512_reduce_max_ps(top[r]);
     fade[r] = __builtin_exp2f((most[r] - now) * scale * kLog2e);
     most[r] = now;
-    shift[r] = _mm512_set1_ps(-now * scale * kLog2e);
+    top[r] = _mm512_set1_ps(now);
     sum[r] = _mm512_setzero_ps();
   }
   for (int64_t j = 0; j < padded; j += 32, tiles += 2 * kTile) {
     const __mmask16 m0 = first(keys - j), m1 = first(keys - j - 16);
     for (int r = 0; r < kAbreast; ++r) {
       const float* row = scores + r * padded + j;
-      __m512 a = _mm512_fmadd_ps(_mm512_loadu_ps(row), factor, shift[r]);
-      __m512 b = _mm512_fmadd_ps(_mm512_loadu_ps(row + 16), factor, shift[r]);
+      __m512 a = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row), top[r]), factor);
+      __m512 b = _mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(row + 16), top[r]), factor);
       if (biased) {  // -inf may be among them
         a = _mm512_max_ps(a, _mm512_set1_ps(-1e4f));
         b = _mm512_max_ps(b, _mm512_set1_ps(-1e4f));

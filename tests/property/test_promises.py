@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,17 +15,29 @@ from hypothesis import strategies as st
 
 from omnitok import Tokens
 from omnitok.groups import group_frames, num_groups
+from omnitok.native.build import library
 from omnitok.presets import PRESETS
 from omnitok.tokenizer import Tokenizer
 from tests.small_models import noise, small_model, small_tokenizer
 
-tokenizer = lru_cache(maxsize=None)(small_tokenizer)
 every_preset = pytest.mark.parametrize("name", sorted(PRESETS))
+HALF = " in bfloat16"  # where our own kernels compute
+every_type = pytest.mark.parametrize(
+    "name", [*sorted(PRESETS), *(name + HALF for name in sorted(PRESETS) if library())]
+)
 quick = settings(
     max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 sides = st.integers(1, 40)
 lengths = st.integers(1, 40)
+
+
+@cache
+def tokenizer(name: str) -> Tokenizer:
+    tok = small_tokenizer(name.removesuffix(HALF))
+    if name.endswith(HALF):
+        tok.model.to(torch.bfloat16)
+    return tok
 
 
 def values(tokens: Tokens) -> torch.Tensor:
@@ -54,7 +66,7 @@ def push_in_pieces(tok: Tokenizer, frames: torch.Tensor, cuts: list[int]) -> lis
         return [*parts, stream.finish()]
 
 
-@every_preset
+@every_type
 @quick
 @given(frames=lengths, height=sides, width=sides)
 def test_p1_what_comes_back_has_the_same_frames_and_pixels(name, frames, height, width):
@@ -67,14 +79,14 @@ def test_p1_what_comes_back_has_the_same_frames_and_pixels(name, frames, height,
     assert tok.decode(tok.encode(x), size=(frames, height, width)).shape == x.shape
 
 
-@every_preset
+@every_type
 @pytest.mark.parametrize("size", [(1, 1, 1), (2, 1, 70), (5, 9, 8), (6, 100, 3)])
 def test_p1_holds_at_the_edges(name, size):
     tok = tokenizer(name)
     assert tok.reconstruct(noise(*size)).shape == (size[0], 3, *size[1:])
 
 
-@every_preset
+@every_type
 @quick
 @given(frames=lengths, height=sides, width=sides)
 def test_p2_an_image_is_the_first_step_of_a_video(name, frames, height, width):
@@ -82,7 +94,7 @@ def test_p2_an_image_is_the_first_step_of_a_video(name, frames, height, width):
     assert torch.equal(values(tok.tokenize(clip[:1]))[0], values(tok.tokenize(clip))[0])
 
 
-@every_preset
+@every_type
 @quick
 @given(frames=st.integers(2, 30), data=st.data())
 def test_p3_a_later_frame_changes_no_earlier_token(name, frames, data):
@@ -96,7 +108,7 @@ def test_p3_a_later_frame_changes_no_earlier_token(name, frames, data):
     assert not torch.equal(before[group:], after[group:])
 
 
-@every_preset
+@every_type
 @quick
 @given(frames=st.integers(2, 30), data=st.data())
 def test_p3_a_later_token_changes_no_earlier_frame(name, frames, data):
@@ -110,7 +122,7 @@ def test_p3_a_later_token_changes_no_earlier_frame(name, frames, data):
     assert not torch.equal(a[first:], b[first:])
 
 
-@every_preset
+@every_type
 @quick
 @given(
     frames=lengths,
@@ -130,7 +142,7 @@ def test_p4_any_cuts_give_the_whole(name, frames, height, width, cuts, token_cut
         assert torch.equal(decoded, tok.detokenize(whole))
 
 
-@every_preset
+@every_type
 def test_p4_tokens_come_as_soon_as_a_group_is_complete(name):
     tok, clip = tokenizer(name), noise(6, 9, 9)
     with tok.stream() as stream:
@@ -141,7 +153,7 @@ def test_p4_tokens_come_as_soon_as_a_group_is_complete(name):
     assert rest.size[0] == 1
 
 
-@every_preset
+@every_type
 def test_p4_memory_of_a_stream_does_not_grow(name):
     tok, clip = tokenizer(name), noise(4, 17, 17)
 
@@ -162,7 +174,7 @@ def test_p4_memory_of_a_stream_does_not_grow(name):
             assert k.untyped_storage().nbytes() <= 2 * k.numel() * k.element_size()
 
 
-@every_preset
+@every_type
 def test_p5_tokens_do_not_depend_on_the_batch_or_the_threads(name):
     tok = tokenizer(name)
     clips = [noise(5, 24, 24, seed=s) for s in range(3)] + [noise(7, 9, 30), noise(1, 1, 1)]
