@@ -25,6 +25,7 @@ inline void copy_patch(const Pixels& pixels, int64_t row, bf16* patch) {
     for (int64_t h = 0; h < pixels.h; ++h, patch += 3 * w) {
       bf16* pixel = pixels.data + (g * pixels.t + t) * pixels.strides[1] +
                     (y * pixels.h + h) * pixels.strides[2] + x * w * dx;
+      if (!back) _mm_prefetch((const char*)(pixel + 4 * w * dx), _MM_HINT_T0);
       for (int64_t i = 0; i < w; ++i) {
         for (int64_t c = 0; c < 3; ++c) {
           if (back)

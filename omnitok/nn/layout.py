@@ -67,7 +67,9 @@ class Layout:
             self._moves[key] = None if same else (forth, torch.argsort(forth))
         return self._moves[key]
 
-    def phasors(self, kind: str, head_width: int, base: float, times: Tensor) -> Tensor:
+    def phasors(
+        self, kind: str, head_width: int, base: float, times: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """[G, N, head_width / 2] rotary phasors in the token order of `kind`.
 
         Args:
@@ -75,17 +77,19 @@ class Layout:
             head_width: Width of one head.
             base: Of the rotary frequencies.
             times: [G] float64 time positions of the groups.
+            out: Where they go; None makes a place.
         """
         key = (kind, head_width, base)
         if key not in self._phasors:
             coords = self.coords_NA[self.partitions[kind].order]
             self._phasors[key] = rotary_phasors(coords, head_width, base)
-        if self._turn is None or self._turn[0] is not times or self._turn[1:3] != key[1:]:
+        last = self._turn  # streams in other threads may change it
+        if last is None or last[0] is not times or last[1:3] != key[1:]:
             shift = torch.zeros(len(times), 4, dtype=torch.float64, device=times.device)
             shift[:, 0] = times
             turn = rotary_phasors(shift, head_width, base)[:, None]
-            self._turn = (times, head_width, base, turn)
-        return self._phasors[key] * self._turn[3]
+            last = self._turn = (times, head_width, base, turn)
+        return torch.mul(self._phasors[key], last[3], out=out)
 
 
 def _cuts(size: int, window: int, offset: int) -> list[tuple[int, int]]:

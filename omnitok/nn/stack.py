@@ -119,13 +119,13 @@ class Stack(nn.Module):
         keep = cache.keep if cache is not None else None
         first = time or 0
         times = torch.arange(first, first + groups, dtype=torch.float64, device=x_BGND.device)
+        if cache is not None and StackStep.takes(self, x_BGND, layout, cache):
+            return self._step(x_BGND, layout, cache, times)
         head_width = config.width // config.heads
         phasors = {
             kind: layout.phasors(kind, head_width, config.rope_base, times)
             for kind in set(config.layers)
         }
-        if cache is not None and StackStep.takes(self, x_BGND, layout, cache):
-            return self._step(x_BGND, layout, cache, phasors)
         order = "raster"
         kept: list[list[KeysValues]] = []
         for i, (kind, block) in enumerate(zip(config.layers, self.blocks, strict=True)):
@@ -142,14 +142,12 @@ class Stack(nn.Module):
             cache.time, cache.layers = first + groups, kept
         return self._reorder(x_BGND, layout, order, "raster")
 
-    def _step(
-        self, x_11ND: Tensor, layout: Layout, cache: StackCache, phasors: dict[str, Tensor]
-    ) -> Tensor:
+    def _step(self, x_11ND: Tensor, layout: Layout, cache: StackCache, times: Tensor) -> Tensor:
         """`forward` of one group by our own kernels."""
         step = cache.step
         if step is None or not step.serves(layout, cache.layers):
             step = cache.step = StackStep(self, layout, cache.layers, x_11ND)
-        out = step(x_11ND, phasors, cache.time)
+        out = step(x_11ND, times, cache.time)
         cache.time, cache.layers = cache.time + 1, step.layers
         return out
 

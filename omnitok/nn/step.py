@@ -8,6 +8,7 @@ Shape suffixes: N tokens of a group, D width, H heads, K head width, W windows, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -41,7 +42,7 @@ class StackStep:
         config = stack.config
         self._stack, self._layout, self._slots = stack, layout, config.lookback + 1
         self._stamp, self._threads = _stamp(stack), torch.get_num_threads()
-        self._parameters = list(stack.parameters())  # so that none can take the place of another
+        self._parameters = list(_parameters(stack))  # so that none can take the place of another
         self.layers = layers
         self._rings: list[list[KeysValues]] = []  # as large as they will ever be
         self._calls = kernels.Calls()
@@ -49,7 +50,8 @@ class StackStep:
         self._x = like.new_empty(many, width)
         half = width // config.heads // 2
         self._phasors = {
-            kind: like.new_empty(many, half, dtype=torch.complex64) for kind in set(config.layers)
+            kind: like.new_empty(1, many, half, dtype=torch.complex64)
+            for kind in set(config.layers)
         }
         places = tuple(like.new_empty(many, width) for _ in range(4))
         before, x = "raster", self._x
@@ -121,11 +123,12 @@ class StackStep:
             and self._stamp == _stamp(self._stack)
         )
 
-    def __call__(self, x_11ND: Tensor, phasors: dict[str, Tensor], time: int) -> Tensor:
-        """[1, 1, N, D] in raster order to the same."""
+    def __call__(self, x_11ND: Tensor, times: Tensor, time: int) -> Tensor:
+        """[1, 1, N, D] in raster order to the same; `times` is [1] of `time`, as a layout wants."""
         self._x.copy_(x_11ND[0, 0])
+        config = self._stack.config
         for kind, place in self._phasors.items():
-            place.copy_(phasors[kind][0])
+            self._layout.phasors(kind, 2 * place.shape[-1], config.rope_base, times, out=place)
         groups = min(time + 1, self._slots)
         self._calls.run(time % self._slots, groups)
         if time < self._slots:
@@ -139,6 +142,15 @@ def _blocks(stack: Stack) -> list[Block]:
     return cast("list[Block]", list(stack.blocks))
 
 
+def _parameters(stack: Stack) -> Iterator[Tensor]:
+    """As `Stack.parameters`, ten times as fast."""
+    for block in _blocks(stack):
+        for module in (block.norm1, block.attention, *block.linears(), block.norm2):
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    yield parameter
+
+
 def _stamp(stack: Stack) -> list[tuple[int, int, int]]:
     """What changes when weights do."""
-    return [(id(p), p.data_ptr(), p._version) for p in stack.parameters()]
+    return [(id(p), p.data_ptr(), p._version) for p in _parameters(stack)]
