@@ -51,29 +51,7 @@ void pack_keys(const bf16* k, int64_t stride, int64_t keys, int64_t width, const
           rows[i] = key < keys ? _mm512_maskz_loadu_epi32(mask, k + key * stride + step * kStep)
                                : _mm512_setzero_si512();
         }
-        // 16x16 words are transposed
-        __m512i t[16];
-        for (int i = 0; i < 8; ++i) {
-          t[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
-          t[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
-        }
-        for (int i = 0; i < 4; ++i) {
-          rows[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-          rows[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-          rows[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-          rows[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-        }
-        for (int i = 0; i < 4; ++i) {
-          t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
-          t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
-          t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
-          t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
-        }
-        for (int i = 0; i < 8; ++i) {
-          const int at = i;
-          _mm512_storeu_si512(tile + at * 32, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
-          _mm512_storeu_si512(tile + (at + 8) * 32, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
-        }
+        transpose(rows, tile);
       }
     }
   }

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from omnitok.native.build import library
-from omnitok.native.packing import ACTS, packed
+from omnitok.native.packing import ACTS, GATED, STEP, Packed, in_panels, packed
 
 NORMS = {None: 0, "rms": 1, "layer": 2}
 
@@ -34,9 +35,8 @@ _LinearCall = _struct(
     "LinearCall",
     "x norm_weight norm_bias weight bias weight2 bias2 residual out phasors gains order onto_order "
     "x_pixels out_pixels rings",
-    "rows width x_stride columns out_stride hidden norm act heads head_width period unit "
-    "gains_last runs "
-    "threads",
+    "rows width x_stride weight_stride columns out_stride hidden norm act heads head_width period "
+    "unit gains_last runs threads",
     "norm_eps unit_eps",
 )
 _AttentionCall = _struct(
@@ -47,6 +47,8 @@ _AttentionCall = _struct(
 )
 _Pixels = _struct("Pixels", "data", "rows columns t h w strides*4", "")
 _Ring = _struct("Ring", "k v", "start size stride", "")
+MOST_INPUTS = 1536  # of a float32 layer at a time: strips of more do not stay in a cache
+SINGLE = 4  # bytes
 _Strides = ctypes.c_int64 * 3
 
 
@@ -109,14 +111,32 @@ class Patches:
 
 
 def fits(x: Tensor, *layers: nn.Linear) -> bool:
-    """Whether `x`, and what the layers hold, is what the kernels work on, and they are there."""
+    """Whether `x`, and what the layers hold, is what all kernels work on, and they are there."""
+    return x.dtype == torch.bfloat16 and _fits(x, *layers)
+
+
+def fits_linear(x: Tensor, layer: nn.Linear) -> bool:
+    """Whether they are what a linear layer may be: bfloat16 or float32."""
+    if x.dtype == torch.float32:
+        exact = torch.get_float32_matmul_precision() == "highest"
+        return exact and not torch.is_autocast_enabled("cpu") and _fits(x, layer)
+    return fits(x, layer)
+
+
+def _fits(x: Tensor, *layers: nn.Linear) -> bool:
     return (
-        x.dtype == torch.bfloat16
-        and x.device.type == "cpu"
+        x.device.type == "cpu"
         and x.numel() > 0
-        and all(a.weight.dtype == x.dtype and not a.weight.is_inference() for a in layers)
+        and all(_plain(layer, x.dtype) for layer in layers)
         and library() is not None
     )
+
+
+def _plain(layer: nn.Linear, dtype: torch.dtype) -> bool:
+    """Whether a layer is its weights and nothing else, such as hooks that want to be called."""
+    weight = layer.weight
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return weight.dtype == dtype and not hooks and not weight.is_inference()
 
 
 class Calls:
@@ -152,12 +172,12 @@ class Calls:
         Args:
             layer: The layer.
             x: [..., D] bfloat16 that `fits`, with `layer` and `down`; or pixels whose patches are
-                [G, N, D].
+                [G, N, D]; or float32 that `fits_linear`, without `down`, pixels and rings.
             norm: Applied to `x` first.
             act: "gelu_tanh", "swiglu" (the gate is the first half of the columns) or "geglu" (the
                 second half), applied to what the layer gives.
             down: A layer that takes the result of this.
-            onto: [..., C] bfloat16 that the result is added to.
+            onto: [..., C] that the result is added to, of the same type.
             heads: What is done with the first columns of the result.
             order: [N] int64 which of all N tokens of `x` each token of the result is of.
             onto_order: The same for `onto`.
@@ -165,7 +185,7 @@ class Calls:
                 place.
 
         Returns:
-            [..., C] bfloat16; with rings, only the queries; for pixels, those.
+            [..., C] of the same type; with rings, only the queries; for pixels, those.
         """
         if isinstance(x, Patches):
             x_pixels, x_2d = x.struct, x.pixels
@@ -177,8 +197,16 @@ class Calls:
             if x_2d.stride(-1) != 1:
                 x_2d = x_2d.contiguous()
             rows, x_stride = len(x_2d), x_2d.stride(0)
-        first = packed(layer, act)
-        last = first if down is None else packed(down, None)
+        name = "omnitok_linear"
+        if x_2d.dtype == torch.float32:
+            name = "omnitok_linear_float32"
+            halves = 2 if act in GATED else 1
+            bias = in_panels(layer.bias, act)
+            weight = layer.weight.detach().contiguous()
+            first = last = Packed((), (0, 0), act, weight, bias, layer.out_features // halves)
+        else:
+            first = packed(layer, act)
+            last = first if down is None else packed(down, None)
         rings = () if heads is None else heads.rings
         columns = heads.many // 2 * heads.width if heads is not None and rings else last.columns
         out_pixels = None
@@ -215,6 +243,7 @@ class Calls:
             rows=rows,
             width=width,
             x_stride=x_stride,
+            weight_stride=layer.in_features,
             columns=last.columns,
             out_stride=columns,
             hidden=0 if down is None else first.columns,
@@ -231,7 +260,9 @@ class Calls:
             unit_eps=(heads.eps if heads is not None else None) or 0,
         )
         kept = (x_2d, x_pixels, first, last, residual, learned, gains, phasors, order, onto_order)
-        self._add("omnitok_linear", call, *kept, ring_array, rings, out, out_pixels)
+        wide = name == "omnitok_linear_float32" and norm is None and act is None and heads is None
+        for part in _in_parts(call) if wide else (call,):
+            self._add(name, part, *kept, ring_array, rings, out, out_pixels)
         return out
 
     def attention(
@@ -307,6 +338,19 @@ class Calls:
             call.keys = groups * keys
         for name, call in zip(self._names, self._calls, strict=True):
             _run(name, call)
+
+
+def _in_parts(call: Any) -> Iterator[ctypes.Structure]:
+    """A float32 layer of many inputs as some of fewer, each added to the result so far."""
+    many = -(-call.width // MOST_INPUTS)
+    edges = [call.width * i // many // STEP * STEP for i in range(many)] + [call.width]
+    for start, stop in pairwise(edges):
+        part = type(call).from_buffer_copy(call)
+        part.x, part.weight = (at + start * SINGLE for at in (call.x, call.weight))
+        part.width = stop - start
+        if start:
+            part.bias, part.residual, part.onto_order = None, call.out, None
+        yield part
 
 
 def linear(layer: nn.Linear, x: Tensor | Patches, **around: Any) -> Tensor:

@@ -3,6 +3,10 @@
 // A thread takes a few strips at a time: normalised once, multiplied by panels of 32 columns of the
 // weights, and finished (bias, gate, residual stream, rotation) before they leave its cache. In a
 // feed-forward half the hidden values never leave it at all.
+//
+// In bfloat16 the weights come in tiles. In float32 they are split and put into tiles for every
+// call, some panels at a time and by all threads together, which costs less than a tenth of what is
+// done with them: kept, they would take one and a half times the memory of the weights once more.
 
 #include <omp.h>
 
@@ -16,11 +20,17 @@ namespace {
 enum Norm { kNone = 0, kRms = 1, kLayer = 2 };
 enum Act { kLinear = 0, kGeluTanh = 1, kSwiglu = 2, kGeglu = 3 };
 
-constexpr int64_t kHeld = 1 << 21;  // bytes of strips that stay in a second-level cache
-constexpr int64_t kWeights = 1 << 18;  // bytes of weights that do, too
-constexpr int64_t kSteps = 8;      // of a strip that stay in a first-level cache
-constexpr int64_t kPanels = 16;     // at a time
-constexpr int64_t kStrips = 8;      // at a time; more gain nothing
+// What stays in a processor's caches, by type: bytes of strips and of weights, and the steps of a
+// strip that meet one panel after the other.
+template <class T>
+constexpr int64_t kHeld = kParts<T> == 1 ? 1 << 21 : 1 << 20;
+template <class T>
+constexpr int64_t kWeights = kParts<T> == 1 ? 1 << 18 : 1 << 19;
+template <class T>
+constexpr int64_t kSteps = kParts<T> == 1 ? 8 : 16;
+constexpr int64_t kTogether = 1 << 23;  // bytes of float32 weights in tiles
+constexpr int64_t kPanels = 16;         // at a time
+constexpr int64_t kStrips = 8;          // at a time; more gain nothing
 
 }  // namespace
 
@@ -31,17 +41,20 @@ struct Ring {
   int64_t start, size, stride;
 };
 
-// One call; the same in omnitok/native/kernels.py. Pointers that may be null say so.
+// One call; the same in omnitok/native/kernels.py. Pointers that may be null say so. For float32
+// there is no second layer, and there are neither rings nor pixels.
+template <class T>
 struct LinearCall {
-  const bf16* x;            // [rows, width], rows `x_stride` apart
+  const T* x;               // [rows, width], rows `x_stride` apart
   const float* norm_weight; // [width] or null
   const float* norm_bias;   // [width] or null
-  const bf16* weight;       // panels of 32 columns: [N / 32][width / 32][2] tiles
+  const T* weight;          // bfloat16: panels of 32 columns, [N / 32][width / 32][2] tiles;
+                            // float32: [N, width], rows `weight_stride` apart
   const float* bias;        // [N] in the order of the panels, or null
-  const bf16* weight2;      // of a second layer, which takes what the first gives, or null
+  const T* weight2;         // of a second layer, which takes what the first gives, or null
   const float* bias2;       // or null
-  const bf16* residual;     // added to the result, laid out like it, or null
-  bf16* out;                // [rows, columns], rows `out_stride` apart
+  const T* residual;        // added to the result, laid out like it, or null
+  T* out;                   // [rows, columns], rows `out_stride` apart
   const float* phasors;     // [period, head_width / 2] of (cosine, sine), or null
   const float* gains;       // [heads, head_width] or null
   const int64_t* order;     // [rows] which row of `x` a row of `out` is of, or null
@@ -49,7 +62,7 @@ struct LinearCall {
   const Pixels* x_pixels;   // instead of `x`: patches of it are the rows; or null
   const Pixels* out_pixels; // instead of `out`: patches of it are the rows; or null
   const Ring* rings;        // what comes after the queries goes there and not to `out`, or null
-  int64_t rows, width, x_stride, columns, out_stride, hidden;
+  int64_t rows, width, x_stride, weight_stride, columns, out_stride, hidden;
   int64_t norm, act;
   int64_t heads, head_width, period;  // of the leading columns that are normalised and rotated
   int64_t unit;             // whether they are normalised
@@ -61,64 +74,94 @@ struct LinearCall {
 
 namespace {
 
+// 32 neighbours to their places in the tiles of all parts.
+template <class T>
+inline void put(bf16* place, __m512 a, __m512 b) {
+  __m512i part[kParts<T>];
+  split<kParts<T>>(a, b, part);
+  for (int i = 0; i < kParts<T>; ++i) _mm512_storeu_si512(place + i * 2 * kTile, part[i]);
+}
+
+// The mean that a norm takes off a row, and what it multiplies by.
+template <class T>
+inline void measure(const LinearCall<T>& call, const T* x, __m512& mean, __m512& scale) {
+  const int64_t width = call.width;
+  if (call.norm == kLayer) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t k = 0; k < width; k += 16) sum = _mm512_add_ps(sum, load(x + k, first(width - k)));
+    mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
+  }
+  __m512 sum0 = _mm512_setzero_ps(), sum1 = _mm512_setzero_ps();
+  for (int64_t k = 0; k < width; k += 32) {
+    const __mmask16 m0 = first(width - k), m1 = first(width - k - 16);
+    const __m512 a = _mm512_maskz_sub_ps(m0, load(x + k, m0), mean);
+    const __m512 b = _mm512_maskz_sub_ps(m1, load(x + k + 16, m1), mean);
+    sum0 = _mm512_fmadd_ps(a, a, sum0);
+    sum1 = _mm512_fmadd_ps(b, b, sum1);
+  }
+  const float square = _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1)) / width;
+  scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(square + call.norm_eps));
+}
+
 // Rows to tiles, normalised; what lies beyond the last row or column is 0. `patch` has room for one.
-void pack(const LinearCall& call, int64_t start, int64_t strips, bf16* tiles, bf16* patch) {
+template <class T>
+void pack(const LinearCall<T>& call, int64_t start, int64_t strips, bf16* tiles, T* patch) {
   const int64_t width = call.width, steps = up(width, kStep);
+  constexpr int64_t step = kParts<T> * 2 * kTile;
   for (int64_t i = 0; i < strips * kRows; ++i) {
-    bf16* place = tiles + (i / kRows * steps * 2 + i % kRows / 16) * kTile + i % 16 * kStep;
+    bf16* place = tiles + i / kRows * steps * step + i % kRows / 16 * kTile + i % 16 * kStep;
     const int64_t row = start * kRows + i;
-    if (row >= call.rows) {
-      for (int64_t k = 0; k < steps; ++k)
-        _mm512_storeu_si512(place + k * 2 * kTile, _mm512_setzero_si512());
-      continue;
-    }
-    const bf16* x = patch;
-    if (call.x_pixels)
-      copy_patch<false>(*call.x_pixels, row, patch);
+    const T* x = patch;
+    if (row >= call.rows)
+      std::fill_n(patch, width, T(0));
+    else if (call.x_pixels)
+      copy_patch<false>(*call.x_pixels, row, (bf16*)patch);
     else
       x = call.x + (call.order ? call.order[row] : row) * call.x_stride;
-    if (call.norm == kNone) {
-      for (int64_t k = 0; k < steps; ++k) {
-        const int64_t left = width - k * kStep;
-        const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
-        _mm512_storeu_si512(place + k * 2 * kTile, _mm512_maskz_loadu_epi16(mask, x + k * kStep));
-      }
-      continue;
-    }
-    __m512 mean = _mm512_setzero_ps();
-    if (call.norm == kLayer) {
-      __m512 sum = _mm512_setzero_ps();
-      for (int64_t k = 0; k < width; k += 16) sum = _mm512_add_ps(sum, load(x + k, first(width - k)));
-      mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
-    }
-    __m512 sum0 = _mm512_setzero_ps(), sum1 = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += 32) {
-      const __mmask16 m0 = first(width - k), m1 = first(width - k - 16);
-      const __m512 a = _mm512_maskz_sub_ps(m0, load(x + k, m0), mean);
-      const __m512 b = _mm512_maskz_sub_ps(m1, load(x + k + 16, m1), mean);
-      sum0 = _mm512_fmadd_ps(a, a, sum0);
-      sum1 = _mm512_fmadd_ps(b, b, sum1);
-    }
-    const float square = _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1)) / width;
-    const __m512 scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(square + call.norm_eps));
+    const bool normed = call.norm != kNone && row < call.rows;
+    __m512 mean = _mm512_setzero_ps(), scale = _mm512_set1_ps(1.0f);
+    if (normed) measure(call, x, mean, scale);
     for (int64_t k = 0; k < steps; ++k) {
       __m512 part[2];
       for (int j = 0; j < 2; ++j) {
         const int64_t at = k * kStep + 16 * j;
         const __mmask16 mask = first(width - at);
-        __m512 y = _mm512_maskz_mul_ps(mask, _mm512_sub_ps(load(x + at, mask), mean), scale);
+        part[j] = load(x + at, mask);
+        if (!normed) continue;
+        part[j] = _mm512_maskz_mul_ps(mask, _mm512_sub_ps(part[j], mean), scale);
         if (call.norm_weight)
-          y = _mm512_mul_ps(y, _mm512_maskz_loadu_ps(mask, call.norm_weight + at));
-        if (call.norm_bias) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, call.norm_bias + at));
-        part[j] = y;
+          part[j] = _mm512_mul_ps(part[j], _mm512_maskz_loadu_ps(mask, call.norm_weight + at));
+        if (call.norm_bias)
+          part[j] = _mm512_add_ps(part[j], _mm512_maskz_loadu_ps(mask, call.norm_bias + at));
       }
-      store(place + k * 2 * kTile, part[0], part[1]);
+      put<T>(place + k * step, part[0], part[1]);
+    }
+  }
+}
+
+// A panel of float32 weights, columns `from` to `to`, to tiles: [width / 32][3][2].
+void pack_panel(const float* weight, int64_t width, int64_t stride, int64_t from, int64_t to,
+                bf16* tiles) {
+  for (int64_t k = 0; k < width; k += kStep, tiles += 3 * 2 * kTile) {
+    const __mmask16 m0 = first(width - k), m1 = first(width - k - 16);
+    for (int half = 0; half < 2; ++half) {
+      __m512i rows[3][16];
+      for (int i = 0; i < 16; ++i) {
+        const int64_t column = from + 16 * half + i;
+        const float* x = weight + column * stride + k;
+        const bool is = column < to;
+        __m512i part[3];
+        split<3>(is ? load(x, m0) : _mm512_setzero_ps(),
+                 is ? load(x + 16, m1) : _mm512_setzero_ps(), part);
+        for (int j = 0; j < 3; ++j) rows[j][i] = part[j];
+      }
+      for (int j = 0; j < 3; ++j) transpose(rows[j], tiles + (2 * j + half) * kTile);
     }
   }
 }
 
 // Two neighbouring vectors of a row of a product, biased and activated.
-template <int act>
+template <int act, bool exact>
 inline void finish(const float* c, const float* c2, const float* bias, const float* bias2,
                    __m512 y[2]) {
   for (int j = 0; j < 2; ++j) {
@@ -127,18 +170,19 @@ inline void finish(const float* c, const float* c2, const float* bias, const flo
     if (act == kSwiglu || act == kGeglu) {
       __m512 b = _mm512_loadu_ps(c2 + 16 * j);
       if (bias2) b = _mm512_add_ps(b, _mm512_loadu_ps(bias2 + 16 * j));
-      y[j] = act == kSwiglu ? _mm512_mul_ps(silu(a), b) : _mm512_mul_ps(a, gelu_erf(b));
+      y[j] = act == kSwiglu ? _mm512_mul_ps(silu<exact>(a), b)
+                            : _mm512_mul_ps(a, gelu_erf<exact>(b));
     } else {
-      y[j] = act == kGeluTanh ? gelu_tanh(a) : a;
+      y[j] = act == kGeluTanh ? gelu_tanh<exact>(a) : a;
     }
   }
 }
 
 // What becomes of a 32 x 32 product (or two, if gated), some rows at a time.
-template <int act>
+template <class T, int act>
 class Finish {
  public:
-  explicit Finish(const LinearCall& call, int64_t columns, bf16* hidden)
+  Finish(const LinearCall<T>& call, int64_t columns, bf16* hidden)
       : call_(call), columns_(columns), hidden_(hidden) {}
 
   // The product of panel `p` and of strip `s`, counted from strip `start`.
@@ -159,7 +203,7 @@ class Finish {
  private:
   void row(int64_t r) {
     __m512 y[2];
-    finish<act>(c_ + r * 32, c2_ + r * 32, bias_, bias2_, y);
+    finish<act, sizeof(T) == 4>(c_ + r * 32, c2_ + r * 32, bias_, bias2_, y);
     if (hidden_) {
       store(place_ + r * kStep, y[0], y[1]);
       return;
@@ -167,7 +211,7 @@ class Finish {
     const int64_t at = (row_ + r) * call_.out_stride + p_ * 32;
     const __mmask16 m0 = first(columns_ - p_ * 32), m1 = first(columns_ - p_ * 32 - 16);
     if (call_.residual) {
-      const bf16* x = call_.residual + p_ * 32 +
+      const T* x = call_.residual + p_ * 32 +
                       (call_.onto_order ? call_.onto_order[row_ + r] : row_ + r) * call_.out_stride;
       y[0] = _mm512_add_ps(y[0], load(x, m0));
       y[1] = _mm512_add_ps(y[1], load(x + 16, m1));
@@ -180,7 +224,7 @@ class Finish {
     }
   }
 
-  const LinearCall& call_;
+  const LinearCall<T>& call_;
   const int64_t columns_;
   bf16* const hidden_;
   const float *c_ = nullptr, *c2_ = nullptr, *bias_ = nullptr, *bias2_ = nullptr;
@@ -188,23 +232,25 @@ class Finish {
   int64_t row_ = 0, rows_ = 0, next_ = 0, p_ = 0;
 };
 
-// A layer over strips in tiles: to tiles again if `hidden` is given, else to the result. `c` has
-// room for kPanels pairs of products.
+// Panels `first_panel` to `end_panel` of a layer over strips in tiles, to tiles again if `hidden` is
+// given, else to the result. `weight` are the tiles of the first of them; `c` has room for kPanels
+// pairs of products.
 //
 // A part of a strip that stays in the first-level cache meets one panel after the other. A product
 // is finished while the tiles of the next one are multiplied.
-template <int act>
-void stage(const LinearCall& call, const bf16* tiles, int64_t start, int64_t strips,
-           int64_t columns, bf16* hidden, float* c) {
+template <class T, int act>
+void stage(const LinearCall<T>& call, const bf16* tiles, int64_t start, int64_t strips,
+           int64_t columns, const bf16* weight, int64_t first_panel, int64_t end_panel,
+           bf16* hidden, float* c) {
   constexpr int64_t each = act == kSwiglu || act == kGeglu ? 2 : 1;  // products of a panel
-  constexpr int64_t product = 32 * 32;
-  const int64_t steps = up(call.width, kStep), panels = up(columns, 32);
-  const int64_t panel = steps * 2 * kTile, parts = up(steps, kSteps);
-  const int64_t group = std::clamp<int64_t>(kWeights / (panel * 2 * each), 1, kPanels);
-  Finish<act> finish(call, columns, hidden);
+  constexpr int64_t product = 32 * 32, step = kParts<T> * 2 * kTile;
+  const int64_t steps = up(call.width, kStep);
+  const int64_t panel = steps * step, parts = up(steps, kSteps<T>);
+  const int64_t group = std::clamp<int64_t>(kWeights<T> / (panel * 2 * each), 1, kPanels);
+  Finish<T, act> finish(call, columns, hidden);
   int64_t turn = 0;
-  for (int64_t from = 0; from < panels; from += group) {
-    const int64_t many = std::min(group, panels - from);
+  for (int64_t from = first_panel; from < end_panel; from += group) {
+    const int64_t many = std::min(group, end_panel - from);
     for (int64_t s = 0; s < strips; ++s) {
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t begin = steps * part / parts, end = steps * (part + 1) / parts;
@@ -213,11 +259,11 @@ void stage(const LinearCall& call, const bf16* tiles, int64_t start, int64_t str
         for (int64_t p = 0; p < many; ++p) {
           // one part: two products by turns; more: as many as there are panels
           float* now = c + (parts > 1 ? p : turn++ % 2) * 2 * product;
-          const bf16* b = call.weight + (from + p) * panel * each + begin * 2 * kTile;
-          const bf16* a = tiles + s * panel + begin * 2 * kTile;
+          const bf16* b = weight + (from - first_panel + p) * panel * each + begin * step;
+          const bf16* a = tiles + s * panel + begin * step;
           for (int64_t i = 0; i < each; ++i)
-            multiply(a, b + i * panel, end - begin, now + i * product, 32, part > 0,
-                     [&] { finish.rows(rows); });
+            multiply<kParts<T>>(a, b + i * panel, end - begin, now + i * product, 32, part > 0,
+                                [&] { finish.rows(rows); });
           if (last) {
             finish.rows(kRows);
             finish.begin(now, now + product, start, s, from + p);
@@ -230,19 +276,19 @@ void stage(const LinearCall& call, const bf16* tiles, int64_t start, int64_t str
   finish.rows(kRows);
 }
 
-void run(const LinearCall& call, const bf16* tiles, int64_t start, int64_t strips, int64_t columns,
-         bf16* hidden, float* c) {
+template <class T, class... Rest>
+void run(const LinearCall<T>& call, Rest... rest) {
   switch (call.act) {
-    case kGeluTanh: return stage<kGeluTanh>(call, tiles, start, strips, columns, hidden, c);
-    case kSwiglu: return stage<kSwiglu>(call, tiles, start, strips, columns, hidden, c);
-    case kGeglu: return stage<kGeglu>(call, tiles, start, strips, columns, hidden, c);
-    default: return stage<kLinear>(call, tiles, start, strips, columns, hidden, c);
+    case kGeluTanh: return stage<T, kGeluTanh>(call, rest...);
+    case kSwiglu: return stage<T, kSwiglu>(call, rest...);
+    case kGeglu: return stage<T, kGeglu>(call, rest...);
+    default: return stage<T, kLinear>(call, rest...);
   }
 }
 
 // One head from `x` to `y`, of `width` numbers or, if that is known, of 16 * `vectors`.
-template <int vectors>
-inline void place_head(const LinearCall& call, const bf16* x, bf16* y, const float* gains,
+template <int vectors, class T>
+inline void place_head(const LinearCall<T>& call, const T* x, T* y, const float* gains,
                        const float* phasor) {
   const int64_t width = vectors ? 16 * vectors : call.head_width;
   const int64_t many = vectors ? vectors : up(width, 16);
@@ -275,17 +321,18 @@ inline void place_head(const LinearCall& call, const bf16* x, bf16* y, const flo
 
 // Finished rows from `from` on, which may be where they belong: heads that stand first are
 // normalised and rotated, and keys and values go into their rings.
-void place(const LinearCall& call, const bf16* from, int64_t row, int64_t rows) {
+template <class T>
+void place(const LinearCall<T>& call, const T* from, int64_t row, int64_t rows) {
   const int64_t width = call.head_width, half = call.heads / 2 * width;
   const Ring* ring = call.rings;
   for (int64_t i = row; i < row + rows; ++i, from += call.columns) {
     const float* phasor = call.phasors ? call.phasors + i % call.period * width : nullptr;
-    bf16 *q = call.out + i * call.out_stride, *k = q + half;
+    T *q = call.out + i * call.out_stride, *k = q + half;
     if (ring) {
       while (ring + 1 < call.rings + call.runs && ring[1].start <= i) ++ring;
       const int64_t at = i - ring->start;
       const int64_t place = at / ring->size * ring->stride + at % ring->size * half;
-      k = ring->k + place;
+      k = (T*)ring->k + place;
       for (int64_t j = 0; j < half; j += 32) {
         const __mmask32 mask = half - j >= 32 ? 0xffffffffu : (1u << (half - j)) - 1;
         _mm512_mask_storeu_epi16(ring->v + place + j, mask,
@@ -294,7 +341,7 @@ void place(const LinearCall& call, const bf16* from, int64_t row, int64_t rows) 
     }
     for (int64_t h = 0; h < call.heads; ++h) {
       const float* gains = call.gains ? call.gains + h * width : nullptr;
-      bf16* to = h < call.heads / 2 ? q + h * width : k + h * width - half;
+      T* to = h < call.heads / 2 ? q + h * width : k + h * width - half;
       if (width == 64)
         place_head<4>(call, from + h * width, to, gains, phasor);
       else
@@ -303,17 +350,14 @@ void place(const LinearCall& call, const bf16* from, int64_t row, int64_t rows) 
   }
 }
 
-}  // namespace
-
-// Returns 0, or 1 where there is no memory.
-extern "C" int omnitok_linear(const LinearCall* given) {
-  const LinearCall call = *given;
+// In bfloat16.
+int run_all(const LinearCall<bf16>& call) {
   const int64_t strips = up(call.rows, kRows), steps = up(call.width, kStep);
   const int64_t steps2 = call.weight2 ? up(call.hidden, kStep) : 0;
   const bool away = call.rings || call.out_pixels;  // whether results leave where they are computed
   const int64_t kept = away ? up(call.columns, kStep) : 0;  // steps that they take
   const int64_t strip_bytes = kRows * kStep * 2 * (steps + steps2 + kept);
-  const int64_t at_once = std::clamp<int64_t>(kHeld / strip_bytes, 1, kStrips);
+  const int64_t at_once = std::clamp<int64_t>(kHeld<bf16> / strip_bytes, 1, kStrips);
   int failed = 0;
 #pragma omp parallel num_threads(call.threads) reduction(| : failed)
   {
@@ -327,20 +371,20 @@ extern "C" int omnitok_linear(const LinearCall* given) {
     if (!failed && from < to) {
       Tiles configured;
       bf16* hidden = tiles + at_once * steps * 2 * kTile;
-      LinearCall second = call;
-      second.weight = call.weight2, second.bias = call.bias2, second.width = call.hidden;
-      second.act = kLinear;
-      LinearCall only = call;
+      LinearCall<bf16> second = call, only = call;
+      second.bias = call.bias2, second.width = call.hidden, second.act = kLinear;
       if (away) only.out_stride = call.columns;
+      const int64_t panels = up(call.weight2 ? call.hidden : call.columns, 32);
       for (int64_t start = from; start < to; start += at_once) {
-        const int64_t many = std::min(at_once, to - start);
+        const int64_t many = std::min(at_once, to - start), zero = 0;
         pack(call, start, many, tiles, patch);
         if (call.weight2) {
-          run(call, tiles, start, many, call.hidden, hidden, c);
-          run(second, hidden, start, many, call.columns, nullptr, c);
+          run(call, tiles, start, many, call.hidden, call.weight, zero, panels, hidden, c);
+          run(second, hidden, start, many, call.columns, call.weight2, zero, up(call.columns, 32),
+              (bf16*)nullptr, c);
         } else {
           if (away) only.out = hidden - start * kRows * call.columns;
-          run(only, tiles, start, many, call.columns, nullptr, c);
+          run(only, tiles, start, many, call.columns, call.weight, zero, panels, (bf16*)nullptr, c);
         }
         const int64_t first_row = start * kRows;
         const int64_t rows = std::min(many * kRows, call.rows - first_row);
@@ -353,6 +397,59 @@ extern "C" int omnitok_linear(const LinearCall* given) {
   }
   return failed;
 }
+
+// In float32: some panels at a time are put into tiles, and then meet all rows.
+int run_all(const LinearCall<float>& call) {
+  constexpr int64_t step = 3 * 2 * kTile;
+  const int64_t strips = up(call.rows, kRows), steps = up(call.width, kStep);
+  const int64_t each = call.act == kSwiglu || call.act == kGeglu ? 2 : 1;
+  const int64_t at_once = std::clamp<int64_t>(kHeld<float> / (steps * step * 2), 1, kStrips);
+  const int64_t panels = up(call.columns, 32), panel = steps * step;
+  const int64_t together = std::clamp<int64_t>(kTogether / (panel * each * 2), 1, panels);
+  bf16* weight = (bf16*)std::aligned_alloc(64, together * panel * each * 2);
+  int failed = !weight;
+#pragma omp parallel num_threads(call.threads) reduction(| : failed)
+  {
+    const int64_t threads = omp_get_num_threads(), mine = omp_get_thread_num();
+    const int64_t from = strips * mine / threads, to = strips * (mine + 1) / threads;
+    static thread_local Room room, products, row;
+    float* c = products.of<float>(kPanels * 2 * 32 * 32);
+    float* patch = row.of<float>(call.width);
+    bf16* tiles = room.of<bf16>(at_once * steps * step);
+    failed = failed || !tiles || !c || !patch;
+    Tiles configured;
+    for (int64_t begin = 0; begin < panels; begin += together) {
+      const int64_t end = std::min(begin + together, panels);
+#pragma omp for schedule(static)
+      for (int64_t i = begin * each; i < end * each; ++i) {
+        // the panels of both halves of a gated layer, by turns
+        const int64_t half = i % each * call.columns, column = i / each * 32;
+        if (weight)
+          pack_panel(call.weight, call.width, call.weight_stride, half + column, half + call.columns,
+                     weight + (i - begin * each) * panel);
+      }
+      for (int64_t start = from; start < to && !failed; start += at_once) {
+        const int64_t many = std::min(at_once, to - start);
+        pack(call, start, many, tiles, patch);
+        run(call, tiles, start, many, call.columns, weight, begin, end, (bf16*)nullptr, c);
+        const int64_t first_row = start * kRows;
+        const int64_t rows = std::min(many * kRows, call.rows - first_row);
+        if (call.heads && end == panels)
+          place(call, call.out + first_row * call.columns, first_row, rows);
+      }
+#pragma omp barrier
+    }
+  }
+  std::free(weight);
+  return failed;
+}
+
+}  // namespace
+
+// Each returns 0, or 1 where there is no memory.
+extern "C" int omnitok_linear(const LinearCall<bf16>* call) { return run_all(*call); }
+
+extern "C" int omnitok_linear_float32(const LinearCall<float>* call) { return run_all(*call); }
 
 // Asks the system for the right to use tiles; returns whether this process has it.
 extern "C" int omnitok_tiles(void) {

@@ -31,7 +31,7 @@ class Packed:
         columns: How many of the results mean something.
     """
 
-    source: tuple[Tensor, Tensor | None]
+    source: tuple[Tensor | None, ...]
     version: tuple[int, int]
     act: str | None
     tiles: Tensor
@@ -69,12 +69,19 @@ def _pack(
     padded[:, :columns, :width] = weight_CD.view(halves, columns, width)
     # half, panel, tile, column of a tile, step, row of a tile, one of two
     tiles = padded.view(halves, panels, 2, 16, steps, 16, 2).permute(1, 0, 4, 2, 5, 3, 6)
-    bias = None
-    if bias_C is not None:
-        bias = bias_C.new_zeros(halves, panels * PANEL, dtype=torch.float32)
-        bias[:, :columns] = bias_C.detach().view(halves, columns)
-        bias = bias.view(halves, panels, PANEL).transpose(0, 1).contiguous()
-    return tiles.contiguous(), bias, columns
+    return tiles.contiguous(), in_panels(bias_C, act), columns
+
+
+def in_panels(bias_C: Tensor | None, act: str | None) -> Tensor | None:
+    """A bias as float32 in the order of the panels, those of a gated layer's halves by turns."""
+    if bias_C is None:
+        return None
+    halves = 2 if act in GATED else 1
+    columns = bias_C.shape[0] // halves
+    panels = -(-columns // PANEL)
+    bias = bias_C.new_zeros(halves, panels * PANEL, dtype=torch.float32)
+    bias[:, :columns] = bias_C.detach().view(halves, columns)
+    return bias.view(halves, panels, PANEL).transpose(0, 1).contiguous()
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -1,5 +1,9 @@
 // Numbers of bfloat16, vectors of float32 and matrix tiles (Intel AMX).
 //
+// float32 is the sum of three numbers of bfloat16, and six of the nine products of such parts give
+// what a product in float32 gives: the others are below its rounding (Henry et al. 2019,
+// arXiv:1904.06376).
+//
 // A tile holds 16 rows of 64 bytes. A product takes a left tile of 16 rows and 32 numbers of
 // bfloat16, and a right tile whose row r holds the numbers 2 r and 2 r + 1 of each of 16 columns.
 
@@ -36,17 +40,50 @@ inline void store(bf16* x, __m512 y, __mmask16 mask = 0xffff) {
   _mm256_mask_storeu_epi16(x, mask, (__m256i)_mm512_cvtneps_pbh(y));
 }
 
+inline __m512 load(const float* x, __mmask16 mask = 0xffff) { return _mm512_maskz_loadu_ps(mask, x); }
+
+inline void store(float* x, __m512 y, __mmask16 mask = 0xffff) { _mm512_mask_storeu_ps(x, mask, y); }
+
 // 32 neighbours, the first 16 from `a`.
-inline void store(bf16* x, __m512 a, __m512 b) {
-  _mm512_storeu_si512(x, (__m512i)_mm512_cvtne2ps_pbh(b, a));
+inline __m512i narrow(__m512 a, __m512 b) { return (__m512i)_mm512_cvtne2ps_pbh(b, a); }
+
+inline void store(bf16* x, __m512 a, __m512 b) { _mm512_storeu_si512(x, narrow(a, b)); }
+
+inline void store(float* x, __m512 a, __m512 b) {
+  store(x, a);
+  store(x + 16, b);
+}
+
+// How many numbers of bfloat16 add up to one of type T.
+template <class T>
+constexpr int kParts = sizeof(T) == 4 ? 3 : 1;
+
+// The parts of 32 neighbours, the largest first.
+template <int parts>
+inline void split(__m512 a, __m512 b, __m512i y[parts]) {
+  for (int i = 0; i < parts; ++i) {
+    y[i] = narrow(a, b);
+    a = _mm512_sub_ps(a, wide(_mm512_castsi512_si256(y[i])));
+    b = _mm512_sub_ps(b, wide(_mm512_extracti64x4_epi64(y[i], 1)));
+  }
 }
 
 // 2^x: its whole part goes into the exponent, the rest through a polynomial (relative error 3e-6,
-// a thousandth of what bfloat16 rounds off).
+// a thousandth of what bfloat16 rounds off; 1e-7 if `exact`).
+template <bool exact = false>
 inline __m512 exp2(__m512 x) {
   const __m512 whole = _mm512_roundscale_ps(x, 0x08);
   const __m512 f = _mm512_sub_ps(x, whole);
   __m512 y = _mm512_set1_ps(9.562107e-3f);
+  if (exact) {
+    y = _mm512_fmadd_ps(_mm512_set1_ps(1.5403530e-4f), f, _mm512_set1_ps(1.3333558e-3f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(9.6181291e-3f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.5504109e-2f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4022651e-1f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9314718e-1f));
+    y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(y, whole);
+  }
   y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(5.5917181e-2f));
   y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(2.4024942e-1f));
   y = _mm512_fmadd_ps(y, f, _mm512_set1_ps(6.9312194e-1f));
@@ -63,22 +100,25 @@ inline __m512 inverse(__m512 x) {
 constexpr float kLog2e = 1.44269504f;
 
 // x / (1 + e^-x)
+template <bool exact>
 inline __m512 silu(__m512 x) {
-  const __m512 e = exp2(_mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(-kLog2e)),
+  const __m512 e = exp2<exact>(_mm512_min_ps(_mm512_mul_ps(x, _mm512_set1_ps(-kLog2e)),
                                       _mm512_set1_ps(126.0f)));
   return _mm512_mul_ps(x, inverse(_mm512_add_ps(_mm512_set1_ps(1.0f), e)));
 }
 
 // x (1 + tanh(u)) / 2 = x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3)
+template <bool exact>
 inline __m512 gelu_tanh(__m512 x) {
   const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(x, x), x);
   const __m512 u = _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), x);
-  const __m512 e = exp2(_mm512_min_ps(
+  const __m512 e = exp2<exact>(_mm512_min_ps(
       _mm512_mul_ps(u, _mm512_set1_ps(-2.0f * 0.7978845608f * kLog2e)), _mm512_set1_ps(126.0f)));
   return _mm512_mul_ps(x, inverse(_mm512_add_ps(_mm512_set1_ps(1.0f), e)));
 }
 
 // x (1 + erf(x / sqrt(2))) / 2, erf by Abramowitz and Stegun 1964, 7.1.26 (error 1.5e-7)
+template <bool exact>
 inline __m512 gelu_erf(__m512 x) {
   const __m512 one = _mm512_set1_ps(1.0f);
   const __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
@@ -89,7 +129,7 @@ inline __m512 gelu_erf(__m512 x) {
   y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(-0.284496736f));
   y = _mm512_fmadd_ps(y, t, _mm512_set1_ps(0.254829592f));
   y = _mm512_mul_ps(_mm512_mul_ps(y, t),
-                    exp2(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-kLog2e))));
+                    exp2<exact>(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-kLog2e))));
   // y is now 1 - erf(z)
   const __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
   const __mmask16 negative = _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ);
@@ -148,11 +188,49 @@ class Room {
   int64_t bytes_ = 0;
 };
 
+// 16 rows of 32 numbers become a right tile, whose columns they are.
+inline void transpose(__m512i rows[16], bf16* tile) {
+  __m512i t[16];
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_epi32(rows[2 * i], rows[2 * i + 1]);
+    t[2 * i + 1] = _mm512_unpackhi_epi32(rows[2 * i], rows[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    rows[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+    rows[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+    rows[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+    rows[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; ++i) {
+    _mm512_storeu_si512(tile + i * 32, _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
+    _mm512_storeu_si512(tile + (i + 8) * 32, _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
+  }
+}
+
+// Two left tiles times two right ones are added to tiles 0 to 3.
+inline void products(const bf16* a, const bf16* b) {
+  _tile_loadd(4, a, 64);
+  _tile_loadd(5, a + kTile, 64);
+  _tile_loadd(6, b, 64);
+  _tile_loadd(7, b + kTile, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
 // c[32][32], whose rows are `ldc` apart, becomes (or gains) a strip times a panel over `steps`. What
 // `between` does after each step runs while the tiles are multiplied.
-template <class Between>
+template <int parts, class Between>
 inline void multiply(const bf16* a, const bf16* b, int64_t steps, float* c, int64_t ldc, bool more,
                      Between between) {
+  constexpr int64_t pair = 2 * kTile;
   settle();
   if (more) {
     _tile_loadd(0, c, ldc * 4);
@@ -165,15 +243,15 @@ inline void multiply(const bf16* a, const bf16* b, int64_t steps, float* c, int6
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int64_t k = 0; k < steps; ++k, a += 2 * kTile, b += 2 * kTile) {
-    _tile_loadd(4, a, 64);
-    _tile_loadd(5, a + kTile, 64);
-    _tile_loadd(6, b, 64);
-    _tile_loadd(7, b + kTile, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+  for (int64_t k = 0; k < steps; ++k, a += parts * pair, b += parts * pair) {
+    if (parts == 3) {  // the smallest first
+      products(a, b + 2 * pair);
+      products(a + pair, b + pair);
+      products(a + 2 * pair, b);
+      products(a, b + pair);
+      products(a + pair, b);
+    }
+    products(a, b);
     between();
   }
   _tile_stored(0, c, ldc * 4);
@@ -183,5 +261,5 @@ inline void multiply(const bf16* a, const bf16* b, int64_t steps, float* c, int6
 }
 
 inline void multiply(const bf16* a, const bf16* b, int64_t steps, float* c, int64_t ldc) {
-  multiply(a, b, steps, c, ldc, false, [] {});
+  multiply<1>(a, b, steps, c, ldc, false, [] {});
 }

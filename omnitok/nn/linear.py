@@ -21,7 +21,7 @@ def linear(
     onto: Tensor | None = None,
 ) -> Tensor:
     """`onto` plus what `layer` makes of the normalised `x`, after a gelu (tanh form) or none."""
-    if takes(x, layer):
+    if takes_linear(x, layer):
         return kernels.linear(layer, x, norm=norm, act="gelu_tanh" if gelu else None, onto=onto)
     if norm is not None:
         x = norm(x)
@@ -32,8 +32,13 @@ def linear(
 
 
 def takes(x: Tensor, *layers: nn.Linear) -> bool:
-    """Whether our own kernels run `layers` over `x`, and what stands around them."""
+    """Whether our own kernels run `layers` over `x`, and all else there is."""
     return not needs_graph(x) and kernels.fits(x, *layers)
+
+
+def takes_linear(x: Tensor, layer: nn.Linear) -> bool:
+    """Whether they run a layer with what stands around it, but perhaps nothing else."""
+    return not needs_graph(x) and kernels.fits_linear(x, layer)
 
 
 def add(x: Tensor, branch: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnitok.native import kernels
-from omnitok.nn.linear import add, linear, takes
+from omnitok.nn.linear import add, linear, takes, takes_linear
 from omnitok.nn.norm import Norm, needs_graph
 
 HELD = 9 * 2**20  # bytes between the two layers: larger products are no faster
@@ -39,6 +39,8 @@ class MLP(nn.Module):
 
     def gated(self, x: Tensor) -> Tensor:
         """What the second layer of a "geglu" takes, where there is no graph: [..., M]."""
+        if takes_linear(x, self.up):
+            return kernels.linear(self.up, x, act="geglu")
         biases = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
         # halves that lie apart are faster to gate
         value, gate = map(F.linear, (x, x), self.up.weight.chunk(2), biases)
@@ -54,7 +56,7 @@ class MLP(nn.Module):
 
     def _of(self, x: Tensor) -> Tensor:
         if self.kind == "geglu" and not needs_graph(x):
-            return self.down(self.gated(x))  # type: ignore[no-any-return]
+            return linear(self.down, self.gated(x))
         if self.kind == "gelu_tanh" and not needs_graph(x):
             some = max(1, HELD // (self.up.out_features * x.element_size()))
             if x.ndim < 2 or x.shape[-2] <= some:
@@ -65,6 +67,8 @@ class MLP(nn.Module):
             ):
                 place.copy_(linear(self.down, linear(self.up, part, gelu=True)))
             return out
+        if self.kind == "swiglu" and takes_linear(x, self.up):
+            return linear(self.down, kernels.linear(self.up, x, act="swiglu"))
         hidden = self.up(x)
         if self.kind == "swiglu":
             gate, value = hidden.chunk(2, dim=-1)
