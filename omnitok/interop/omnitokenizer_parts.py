@@ -20,7 +20,7 @@ from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
 from omnitok.native import kernels
 from omnitok.native.kernels import Heads
 from omnitok.nn.attention import AFFINE_EPS
-from omnitok.nn.linear import takes
+from omnitok.nn.linear import linear, takes, takes_linear
 from omnitok.nn.mlp import MLP
 from omnitok.nn.norm import Norm, inverse_rms, needs_graph
 from omnitok.nn.rope import rotate, rotate_
@@ -137,10 +137,10 @@ class CosineAttention(nn.Module):
     def mix(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
         """Averages of values, the heads side by side."""
         graph = needs_graph(x_SND)
-        if takes(x_SND, self.q, self.kv):
-            return self._mix_tiles(x_SND, place, bias_1HNN)
         if x_SND.shape[1] == 1 and not graph:  # the only token gets all of the attention
             return F.linear(x_SND, self.kv.weight[len(self.q.weight) :])
+        if takes_linear(x_SND, self.q) and takes_linear(x_SND, self.kv):
+            return self._mix_tiles(x_SND, place, bias_1HNN)
         q_SNHK = rearrange(self.q(self.norm(x_SND)), "s n (h k) -> s n h k", h=self.heads)
         kv = rearrange(self.kv(x_SND), "s n (i h k) -> s n i h k", i=2, h=self.heads)
         k_SNHK, v_SNHK = kv.unbind(2)
@@ -154,14 +154,9 @@ class CosineAttention(nn.Module):
         q_SHNK, k_SHNK, v_SHNK = (
             z.type_as(v_SNHK).transpose(1, 2) for z in (q_SNHK, k_SNHK, v_SNHK)
         )
-        o_SHNK = F.scaled_dot_product_attention(
-            q_SHNK,
-            k_SHNK,
-            v_SHNK,
-            attn_mask=None if bias_1HNN is None else bias_1HNN.type_as(v_SHNK),
-            is_causal=place.causal and bias_1HNN is None,
-            scale=SHARPNESS / width,  # the cosines come from lengths of sqrt(width)
-        )
+        # the cosines come from lengths of sqrt(width)
+        scale = SHARPNESS / width
+        o_SHNK = _attend(q_SHNK, k_SHNK, v_SHNK, bias_1HNN, place.causal, scale)
         return rearrange(o_SHNK, "s h n k -> s n (h k)").type_as(x_SND)
 
     def _mix_tiles(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
@@ -174,10 +169,14 @@ class CosineAttention(nn.Module):
         q_SHNK, k_SHNK, v_SHNK = (
             rearrange(z, "s n (h k) -> s h n k", h=many) for z in (q, *kv.chunk(2, dim=-1))
         )
-        bias = None if bias_1HNN is None else bias_1HNN[0]
-        if bias is None and place.causal:
-            bias = causal_mask(x_SND.shape[1], x_SND.device).expand(many, -1, -1)
-        o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, SHARPNESS / width, bias)
+        scale = SHARPNESS / width
+        if takes(x_SND):
+            bias = None if bias_1HNN is None else bias_1HNN[0]
+            if bias is None and place.causal:
+                bias = causal_mask(x_SND.shape[1], x_SND.device).expand(many, -1, -1)
+            o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, scale, bias)
+        else:
+            o_SHNK = _attend(q_SHNK, k_SHNK, v_SHNK, bias_1HNN, place.causal, scale)
         return rearrange(o_SHNK, "s h n k -> s n (h k)")
 
     def _unit(self, x_SNHK: Tensor, place: Place, graph: bool) -> Tensor:
@@ -188,6 +187,24 @@ class CosineAttention(nn.Module):
             return x if place.phasors is None else rotate(x, place.phasors)
         x = x.mul_(inverse_rms(x, AFFINE_EPS))
         return x if place.phasors is None else rotate_(x, place.phasors)
+
+
+def _attend(
+    q_SHNK: Tensor,
+    k_SHNK: Tensor,
+    v_SHNK: Tensor,
+    bias_1HNN: Tensor | None,
+    causal: bool,
+    scale: float,
+) -> Tensor:
+    return F.scaled_dot_product_attention(
+        q_SHNK,
+        k_SHNK,
+        v_SHNK,
+        attn_mask=None if bias_1HNN is None else bias_1HNN.type_as(v_SHNK),
+        is_causal=causal and bias_1HNN is None,
+        scale=scale,
+    )
 
 
 class WindowAttention(nn.Module):
@@ -216,15 +233,14 @@ class WindowAttention(nn.Module):
 
     def mix(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
         """Averages of values, the heads side by side."""
-        if takes(x_SND, self.qkv):
-            qkv = kernels.linear(self.qkv, x_SND, norm=self.norm)
-            q_SHNK, k_SHNK, v_SHNK = rearrange(qkv, "s n (i h k) -> i s h n k", i=3, h=self.heads)
+        norm = None if needs_graph(x_SND) else self.norm
+        qkv = linear(self.qkv, self.norm(x_SND) if norm is None else x_SND, norm)
+        q_SHNK, k_SHNK, v_SHNK = rearrange(qkv, "s n (i h k) -> i s h n k", i=3, h=self.heads)
+        if takes(x_SND):
             scale, bias = q_SHNK.shape[-1] ** -0.5, None if bias_1HNN is None else bias_1HNN[0]
             o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, scale, bias)
-            return rearrange(o_SHNK, "s h n k -> s n (h k)")
-        qkv = rearrange(self.qkv(self.norm(x_SND)), "s n (i h k) -> i s h n k", i=3, h=self.heads)
-        q_SHNK, k_SHNK, v_SHNK = qkv.unbind(0)
-        o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_1HNN)
+        else:
+            o_SHNK = F.scaled_dot_product_attention(q_SHNK, k_SHNK, v_SHNK, attn_mask=bias_1HNN)
         return rearrange(o_SHNK, "s h n k -> s n (h k)")
 
 
@@ -270,18 +286,21 @@ class Block(nn.Module):
         for start in range(0, len(x_SND), at_once):
             part = x_SND[start : start + at_once]
             _add(part, self.attention.mix(part, place, bias_1HNN), last)
-            _add(part, mlp.gated(self.mlp_norm(part)), mlp.down)
+            _add(part, mlp.gated(part, self.mlp_norm), mlp.down)
         return x_SND
 
 
-def _add(x_SND: Tensor, y: Tensor, linear: nn.Linear) -> None:
-    """`x += linear(y)`, without writing the result of the layer anywhere else."""
-    if torch.is_autocast_enabled(x_SND.device.type):  # which would not cast an in-place product
-        x_SND.add_(linear(y))
+def _add(x_SND: Tensor, y: Tensor, layer: nn.Linear) -> None:
+    """`x += layer(y)`, without writing the result of the layer anywhere else."""
+    if takes_linear(y, layer):
+        kernels.linear(layer, y, onto=x_SND, out=x_SND)
         return
-    x_SND.flatten(0, 1).addmm_(y.flatten(0, 1), linear.weight.T)
-    if linear.bias is not None:
-        x_SND.add_(linear.bias)
+    if torch.is_autocast_enabled(x_SND.device.type):  # which would not cast an in-place product
+        x_SND.add_(layer(y))
+        return
+    x_SND.flatten(0, 1).addmm_(y.flatten(0, 1), layer.weight.T)
+    if layer.bias is not None:
+        x_SND.add_(layer.bias)
 
 
 @lru_cache(maxsize=64)

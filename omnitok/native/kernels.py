@@ -58,6 +58,9 @@ class NormLike(Protocol):
     kind: str
     eps: float
 
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """[..., D] to [..., D]."""
+
     @property
     def weight(self) -> Tensor | None:
         """What it multiplies by."""

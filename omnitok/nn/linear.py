@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnitok.native import kernels
-from omnitok.nn.norm import Norm, needs_graph
+from omnitok.nn.norm import needs_graph
 
 
 def linear(
     layer: nn.Linear,
     x: Tensor,
-    norm: Norm | None = None,
+    norm: kernels.NormLike | None = None,
     gelu: bool = False,
     onto: Tensor | None = None,
 ) -> Tensor:

@@ -37,10 +37,12 @@ class MLP(nn.Module):
         self.up = nn.Linear(width, hidden if kind == "gelu_tanh" else 2 * hidden, bias=bias)
         self.down = nn.Linear(hidden, width, bias=bias)
 
-    def gated(self, x: Tensor) -> Tensor:
+    def gated(self, x: Tensor, norm: Norm | None = None) -> Tensor:
         """What the second layer of a "geglu" takes, where there is no graph: [..., M]."""
         if takes_linear(x, self.up):
-            return kernels.linear(self.up, x, act="geglu")
+            return kernels.linear(self.up, x, norm=norm, act="geglu")
+        if norm is not None:
+            x = norm(x)
         biases = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
         # halves that lie apart are faster to gate
         value, gate = map(F.linear, (x, x), self.up.weight.chunk(2), biases)
