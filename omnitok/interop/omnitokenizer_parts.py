@@ -20,7 +20,7 @@ from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
 from omnitok.native import kernels
 from omnitok.native.kernels import Heads
 from omnitok.nn.attention import AFFINE_EPS
-from omnitok.nn.linear import linear, takes, takes_linear
+from omnitok.nn.linear import linear, takes, takes_half
 from omnitok.nn.mlp import MLP
 from omnitok.nn.norm import Norm, inverse_rms, needs_graph
 from omnitok.nn.rope import rotate, rotate_
@@ -139,7 +139,7 @@ class CosineAttention(nn.Module):
         graph = needs_graph(x_SND)
         if x_SND.shape[1] == 1 and not graph:  # the only token gets all of the attention
             return F.linear(x_SND, self.kv.weight[len(self.q.weight) :])
-        if takes_linear(x_SND, self.q) and takes_linear(x_SND, self.kv):
+        if takes(x_SND, self.q) and takes(x_SND, self.kv):
             return self._mix_tiles(x_SND, place, bias_1HNN)
         q_SNHK = rearrange(self.q(self.norm(x_SND)), "s n (h k) -> s n h k", h=self.heads)
         kv = rearrange(self.kv(x_SND), "s n (i h k) -> s n i h k", i=2, h=self.heads)
@@ -156,7 +156,14 @@ class CosineAttention(nn.Module):
         )
         # the cosines come from lengths of sqrt(width)
         scale = SHARPNESS / width
-        o_SHNK = _attend(q_SHNK, k_SHNK, v_SHNK, bias_1HNN, place.causal, scale)
+        o_SHNK = F.scaled_dot_product_attention(
+            q_SHNK,
+            k_SHNK,
+            v_SHNK,
+            attn_mask=None if bias_1HNN is None else bias_1HNN.type_as(v_SHNK),
+            is_causal=place.causal and bias_1HNN is None,
+            scale=scale,
+        )
         return rearrange(o_SHNK, "s h n k -> s n (h k)").type_as(x_SND)
 
     def _mix_tiles(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
@@ -170,13 +177,10 @@ class CosineAttention(nn.Module):
             rearrange(z, "s n (h k) -> s h n k", h=many) for z in (q, *kv.chunk(2, dim=-1))
         )
         scale = SHARPNESS / width
-        if takes(x_SND):
-            bias = None if bias_1HNN is None else bias_1HNN[0]
-            if bias is None and place.causal:
-                bias = causal_mask(x_SND.shape[1], x_SND.device).expand(many, -1, -1)
-            o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, scale, bias)
-        else:
-            o_SHNK = _attend(q_SHNK, k_SHNK, v_SHNK, bias_1HNN, place.causal, scale)
+        bias = None if bias_1HNN is None else bias_1HNN[0]
+        if bias is None and place.causal:
+            bias = causal_mask(x_SND.shape[1], x_SND.device).expand(many, -1, -1)
+        o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, scale, bias)
         return rearrange(o_SHNK, "s h n k -> s n (h k)")
 
     def _unit(self, x_SNHK: Tensor, place: Place, graph: bool) -> Tensor:
@@ -187,24 +191,6 @@ class CosineAttention(nn.Module):
             return x if place.phasors is None else rotate(x, place.phasors)
         x = x.mul_(inverse_rms(x, AFFINE_EPS))
         return x if place.phasors is None else rotate_(x, place.phasors)
-
-
-def _attend(
-    q_SHNK: Tensor,
-    k_SHNK: Tensor,
-    v_SHNK: Tensor,
-    bias_1HNN: Tensor | None,
-    causal: bool,
-    scale: float,
-) -> Tensor:
-    return F.scaled_dot_product_attention(
-        q_SHNK,
-        k_SHNK,
-        v_SHNK,
-        attn_mask=None if bias_1HNN is None else bias_1HNN.type_as(v_SHNK),
-        is_causal=causal and bias_1HNN is None,
-        scale=scale,
-    )
 
 
 class WindowAttention(nn.Module):
@@ -277,7 +263,7 @@ class Block(nn.Module):
             x_SND = x_SND + self.attention(x_SND, place, bias_1HNN)
             return x_SND + self.mlp(self.mlp_norm(x_SND))  # type: ignore[no-any-return]
         last, mlp = self.attention.last, self.mlp
-        if takes(x_SND, last, mlp.up, mlp.down):
+        if takes_half(x_SND, last, mlp.up, mlp.down):
             mixed = self.attention.mix(x_SND, place, bias_1HNN)
             kernels.linear(last, mixed, onto=x_SND, out=x_SND)
             around = {"norm": self.mlp_norm, "act": mlp.kind, "down": mlp.down, "onto": x_SND}
@@ -292,7 +278,7 @@ class Block(nn.Module):
 
 def _add(x_SND: Tensor, y: Tensor, layer: nn.Linear) -> None:
     """`x += layer(y)`, without writing the result of the layer anywhere else."""
-    if takes_linear(y, layer):
+    if takes(y, layer):
         kernels.linear(layer, y, onto=x_SND, out=x_SND)
         return
     if torch.is_autocast_enabled(x_SND.device.type):  # which would not cast an in-place product

@@ -10,11 +10,12 @@
 #include "tiles.h"
 
 // One call; the same in omnitok/native/kernels.py. The last axis of everything is contiguous.
+template <class T>
 struct AttentionCall {
-  const bf16* q;          // [items, heads, queries, width]
-  const bf16* k;          // [items, heads, keys, width]
-  const bf16* v;
-  bf16* out;              // [items, heads, queries, width]
+  const T* q;             // [items, heads, queries, width]
+  const T* k;             // [items, heads, keys, width]
+  const T* v;
+  T* out;                 // [items, heads, queries, width]
   const float* bias;      // [heads, queries, keys] added to the scores, or null
   int64_t items, heads, queries, keys, width;
   int64_t q_strides[3];   // of items, heads, tokens
@@ -27,7 +28,10 @@ struct AttentionCall {
 
 namespace {
 
-constexpr int64_t kBlock = 512;  // keys at a time
+template <class T>
+constexpr int64_t kBlock = kParts<T> == 1 ? 512 : 256;  // keys at a time
+template <class T>
+constexpr int64_t kPair = kParts<T> * 2 * kTile;  // numbers in the tiles of 32 times 32 numbers
 
 struct Sizes {
   int64_t steps;   // of 32 numbers, of a head
@@ -35,47 +39,54 @@ struct Sizes {
   int64_t blocks;  // of 32 keys, of all keys
 };
 
-// Keys as right tiles of q k^T: [keys / 32][steps][2] tiles.
-void pack_keys(const bf16* k, int64_t stride, int64_t keys, int64_t width, const Sizes& sizes,
+// 32 neighbours, or the first `count` and zeros, in parts.
+template <class T>
+inline void read(const T* x, int64_t count, __m512i parts[kParts<T>]) {
+  split<kParts<T>>(load(x, first(count)), load(x + 16, first(count - 16)), parts);
+}
+
+// Keys as right tiles of q k^T: [keys / 32][steps][parts][2] tiles.
+template <class T>
+void pack_keys(const T* k, int64_t stride, int64_t keys, int64_t width, const Sizes& sizes,
                bf16* tiles) {
   for (int64_t b = 0; b < sizes.blocks; ++b) {
-    for (int64_t step = 0; step < sizes.steps; ++step) {
+    for (int64_t step = 0; step < sizes.steps; ++step, tiles += kPair<T>) {
       for (int64_t half = 0; half < 2; ++half) {
-        bf16* tile = tiles + ((b * sizes.steps + step) * 2 + half) * kTile;
-        if (b * 32 + half * 16 >= keys) continue;  // nobody looks at their scores
-        __m512i rows[16];
-        const int64_t left = width - step * kStep;
-        const __mmask16 mask = first(left / 2);
+        const int64_t from = b * 32 + half * 16;
+        if (from >= keys) continue;  // nobody looks at their scores
+        __m512i rows[kParts<T>][16];
         for (int64_t i = 0; i < 16; ++i) {
-          const int64_t key = b * 32 + half * 16 + i;
-          rows[i] = key < keys ? _mm512_maskz_loadu_epi32(mask, k + key * stride + step * kStep)
-                               : _mm512_setzero_si512();
+          __m512i part[kParts<T>] = {};
+          if (from + i < keys)
+            read(k + (from + i) * stride + step * kStep, width - step * kStep, part);
+          for (int j = 0; j < kParts<T>; ++j) rows[j][i] = part[j];
         }
-        transpose(rows, tile);
+        for (int j = 0; j < kParts<T>; ++j) transpose(rows[j], tiles + (2 * j + half) * kTile);
       }
     }
   }
 }
 
-// Values as right tiles of p v: [panels][keys / 32][2] tiles.
-void pack_values(const bf16* v, int64_t stride, int64_t keys, int64_t width, const Sizes& sizes,
+// Values as right tiles of p v: [panels][keys / 32][parts][2] tiles.
+template <class T>
+void pack_values(const T* v, int64_t stride, int64_t keys, int64_t width, const Sizes& sizes,
                  bf16* tiles) {
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                        39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
   for (int64_t p = 0; p < sizes.panels; ++p) {
-    const int64_t left = width - p * 32;
-    const __mmask32 mask = left >= 32 ? 0xffffffffu : (1u << left) - 1;
-    for (int64_t b = 0; b < sizes.blocks; ++b) {
-      bf16* tile = tiles + (p * sizes.blocks + b) * 2 * kTile;
+    for (int64_t b = 0; b < sizes.blocks; ++b, tiles += kPair<T>) {
       for (int64_t i = 0; i < 16; ++i) {
         const int64_t key = b * 32 + 2 * i;
-        const bf16* row = v + key * stride + p * 32;
-        const __m512i none = _mm512_setzero_si512();
-        const __m512i even = key < keys ? _mm512_maskz_loadu_epi16(mask, row) : none;
-        const __m512i odd = key + 1 < keys ? _mm512_maskz_loadu_epi16(mask, row + stride) : none;
-        _mm512_storeu_si512(tile + i * 32, _mm512_permutex2var_epi16(even, low, odd));
-        _mm512_storeu_si512(tile + kTile + i * 32, _mm512_permutex2var_epi16(even, high, odd));
+        const T* row = v + key * stride + p * 32;
+        __m512i even[kParts<T>] = {}, odd[kParts<T>] = {};
+        if (key < keys) read(row, width - p * 32, even);
+        if (key + 1 < keys) read(row + stride, width - p * 32, odd);
+        for (int j = 0; j < kParts<T>; ++j) {
+          bf16* tile = tiles + 2 * j * kTile + i * 32;
+          _mm512_storeu_si512(tile, _mm512_permutex2var_epi16(even[j], low, odd[j]));
+          _mm512_storeu_si512(tile + kTile, _mm512_permutex2var_epi16(even[j], high, odd[j]));
+        }
       }
     }
   }
@@ -85,7 +96,7 @@ constexpr int kAbreast = 4;  // rows at a time: one alone would wait for its own
 
 // Scores of a few rows become weights in tiles. `most` holds the largest scores so far, `total` the
 // sums of weights, `fade` what earlier weights must be multiplied by.
-template <bool biased>
+template <class T, bool biased>
 inline void weigh(const float* scores, int64_t keys, int64_t padded, float scale, float* most,
                   float* total, float* fade, bf16* tiles) {
   __m512 top[kAbreast], sum[kAbreast];
@@ -103,7 +114,7 @@ inline void weigh(const float* scores, int64_t keys, int64_t padded, float scale
     top[r] = _mm512_set1_ps(now);
     sum[r] = _mm512_setzero_ps();
   }
-  for (int64_t j = 0; j < padded; j += 32, tiles += 2 * kTile) {
+  for (int64_t j = 0; j < padded; j += 32, tiles += kPair<T>) {
     const __mmask16 m0 = first(keys - j), m1 = first(keys - j - 16);
     for (int r = 0; r < kAbreast; ++r) {
       const float* row = scores + r * padded + j;
@@ -113,10 +124,13 @@ inline void weigh(const float* scores, int64_t keys, int64_t padded, float scale
         a = _mm512_max_ps(a, _mm512_set1_ps(-1e4f));
         b = _mm512_max_ps(b, _mm512_set1_ps(-1e4f));
       }
-      a = _mm512_maskz_mov_ps(m0, exp2(a));
-      b = _mm512_maskz_mov_ps(m1, exp2(b));
+      a = _mm512_maskz_mov_ps(m0, exp2<sizeof(T) == 4>(a));
+      b = _mm512_maskz_mov_ps(m1, exp2<sizeof(T) == 4>(b));
       sum[r] = _mm512_add_ps(sum[r], _mm512_add_ps(a, b));
-      store(tiles + r * kStep, a, b);
+      __m512i part[kParts<T>];
+      split<kParts<T>>(a, b, part);
+      for (int i = 0; i < kParts<T>; ++i)
+        _mm512_storeu_si512(tiles + 2 * i * kTile + r * kStep, part[i]);
     }
   }
   for (int r = 0; r < kAbreast; ++r) total[r] = total[r] * fade[r] + _mm512_reduce_add_ps(sum[r]);
@@ -127,10 +141,11 @@ struct Buffers {
   float *scores, *sums;
 };
 
+template <class T>
 Buffers allot(Room& room, const Sizes& sizes, int64_t block) {
-  const int64_t keys = sizes.blocks * sizes.steps * 2 * kTile;
-  const int64_t values = sizes.blocks * sizes.panels * 2 * kTile;
-  const int64_t queries = sizes.steps * 2 * kTile, weights = block / 32 * 2 * kTile;
+  const int64_t keys = sizes.blocks * sizes.steps * kPair<T>;
+  const int64_t values = sizes.blocks * sizes.panels * kPair<T>;
+  const int64_t queries = sizes.steps * kPair<T>, weights = block / 32 * kPair<T>;
   const int64_t scores = 32 * block, sums = sizes.panels * 32 * 32;
   bf16* all = room.of<bf16>(keys + values + queries + weights + 2 * (scores + 2 * sums));
   if (!all) return {};
@@ -139,7 +154,8 @@ Buffers allot(Room& room, const Sizes& sizes, int64_t block) {
 }
 
 // Scaled scores of the rows that there are, and the bias.
-void add_bias(const AttentionCall& call, float* scores, int64_t padded, int64_t head,
+template <class T>
+void add_bias(const AttentionCall<T>& call, float* scores, int64_t padded, int64_t head,
               int64_t start, int64_t rows, int64_t from, int64_t keys) {
   const __m512 scale = _mm512_set1_ps(call.scale);
   for (int64_t r = 0; r < rows; ++r) {
@@ -152,42 +168,43 @@ void add_bias(const AttentionCall& call, float* scores, int64_t padded, int64_t 
 }
 
 // 32 queries of one head.
-void strip(const AttentionCall& call, const Sizes& sizes, const Buffers& at, int64_t item,
+template <class T>
+void strip(const AttentionCall<T>& call, const Sizes& sizes, const Buffers& at, int64_t item,
            int64_t head, int64_t start) {
   const int64_t rows = std::min<int64_t>(kRows, call.queries - start);
-  const bf16* q = call.q + item * call.q_strides[0] + head * call.q_strides[1];
+  const T* q = call.q + item * call.q_strides[0] + head * call.q_strides[1];
   for (int64_t r = 0; r < rows; ++r) {  // what other rows hold stays in them
     for (int64_t s = 0; s < sizes.steps; ++s) {
-      const int64_t left = call.width - s * kStep;
-      const __mmask16 mask = first(left / 2);
-      const bf16* from = q + (start + r) * call.q_strides[2] + s * kStep;
-      _mm512_storeu_si512(at.queries + (s * 2 + r / 16) * kTile + r % 16 * kStep,
-                          _mm512_maskz_loadu_epi32(mask, from));
+      __m512i part[kParts<T>];
+      read(q + (start + r) * call.q_strides[2] + s * kStep, call.width - s * kStep, part);
+      for (int j = 0; j < kParts<T>; ++j)
+        _mm512_storeu_si512(at.queries + s * kPair<T> + (2 * j + r / 16) * kTile + r % 16 * kStep,
+                            part[j]);
     }
   }
   alignas(64) float most[kRows], total[kRows], fades[kRows];
   std::fill_n(most, kRows, -3.0e38f);
   std::fill_n(total, kRows, 0.0f);
   alignas(64) float part[32 * 32];
-  for (int64_t from = 0; from < call.keys; from += kBlock) {
-    const int64_t keys = std::min(kBlock, call.keys - from), blocks = up(keys, 32);
+  for (int64_t from = 0; from < call.keys; from += kBlock<T>) {
+    const int64_t keys = std::min(kBlock<T>, call.keys - from), blocks = up(keys, 32);
     const int64_t padded = blocks * 32;
     for (int64_t b = 0; b < blocks; ++b)
-      multiply(at.queries, at.keys + (from / 32 + b) * sizes.steps * 2 * kTile, sizes.steps,
-               at.scores + b * 32, padded);
+      multiply<kParts<T>>(at.queries, at.keys + (from / 32 + b) * sizes.steps * kPair<T>,
+                          sizes.steps, at.scores + b * 32, padded);
     if (call.bias) add_bias(call, at.scores, padded, head, start, rows, from, keys);
     for (int64_t r = 0; r < rows; r += kAbreast) {
       const float* scores = at.scores + r * padded;
       bf16* tiles = at.weights + r / 16 * kTile + r % 16 * kStep;
       if (call.bias)
-        weigh<true>(scores, keys, padded, 1.0f, most + r, total + r, fades + r, tiles);
+        weigh<T, true>(scores, keys, padded, 1.0f, most + r, total + r, fades + r, tiles);
       else
-        weigh<false>(scores, keys, padded, call.scale, most + r, total + r, fades + r, tiles);
+        weigh<T, false>(scores, keys, padded, call.scale, most + r, total + r, fades + r, tiles);
     }
     for (int64_t p = 0; p < sizes.panels; ++p) {
       float* sums = at.sums + p * 32 * 32;
-      multiply(at.weights, at.values + (p * sizes.blocks + from / 32) * 2 * kTile, blocks,
-               from ? part : sums, 32);
+      multiply<kParts<T>>(at.weights, at.values + (p * sizes.blocks + from / 32) * kPair<T>, blocks,
+                          from ? part : sums, 32);
       if (!from) continue;
       for (int64_t r = 0; r < rows; ++r)
         for (int64_t j = 0; j < 32; j += 16) {
@@ -197,7 +214,7 @@ void strip(const AttentionCall& call, const Sizes& sizes, const Buffers& at, int
         }
     }
   }
-  bf16* out = call.out + item * call.out_strides[0] + head * call.out_strides[1];
+  T* out = call.out + item * call.out_strides[0] + head * call.out_strides[1];
   for (int64_t r = 0; r < rows; ++r) {
     const __m512 factor = _mm512_set1_ps(1.0f / total[r]);
     for (int64_t j = 0; j < call.width; j += 16) {
@@ -208,13 +225,10 @@ void strip(const AttentionCall& call, const Sizes& sizes, const Buffers& at, int
   }
 }
 
-}  // namespace
-
-// Returns 0, or 1 where there is no memory.
-extern "C" int omnitok_attention(const AttentionCall* given) {
-  const AttentionCall call = *given;
+template <class T>
+int run_all(const AttentionCall<T>& call) {
   const Sizes sizes = {up(call.width, kStep), up(call.width, 32), up(call.keys, 32)};
-  const int64_t block = std::min(kBlock, sizes.blocks * 32);
+  const int64_t block = std::min(kBlock<T>, sizes.blocks * 32);
   const int64_t pairs = call.items * call.heads, strips = up(call.queries, kRows);
   int failed = 0;
 #pragma omp parallel num_threads(call.threads) reduction(| : failed)
@@ -224,7 +238,7 @@ extern "C" int omnitok_attention(const AttentionCall* given) {
     const int64_t from = pairs * strips * mine / threads;
     const int64_t to = pairs * strips * (mine + 1) / threads;
     static thread_local Room room;
-    const Buffers at = allot(room, sizes, block);
+    const Buffers at = allot<T>(room, sizes, block);
     failed = at.keys == nullptr;
     if (!failed && from < to) {
       Tiles configured;
@@ -243,4 +257,13 @@ extern "C" int omnitok_attention(const AttentionCall* given) {
     }
   }
   return failed;
+}
+
+}  // namespace
+
+// Each returns 0, or 1 where there is no memory.
+extern "C" int omnitok_attention(const AttentionCall<bf16>* call) { return run_all(*call); }
+
+extern "C" int omnitok_attention_float32(const AttentionCall<float>* call) {
+  return run_all(*call);
 }

@@ -9,6 +9,9 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -41,19 +44,36 @@ def has_tiles() -> bool:
     return set(NEEDED) <= set(flags)
 
 
-@cache
+_off: ContextVar[bool] = ContextVar("off", default=False)
+
+
+@contextmanager
+def switched_off() -> Iterator[None]:
+    """Leave everything to PyTorch for a while."""
+    before = _off.set(True)
+    try:
+        yield
+    finally:
+        _off.reset(before)
+
+
 def library() -> ctypes.CDLL | None:
     """The kernels, compiled if they are not in the cache; None where they are of no use.
 
     Where the processor could run them and they cannot be made, a warning says why.
     """
+    return None if _off.get() else _loaded()
+
+
+@cache
+def _loaded() -> ctypes.CDLL | None:
     if os.environ.get(SWITCH) == "0" or not has_tiles():
         return None
     try:
         loaded = ctypes.CDLL(str(compiled()))
     except (BuildError, OSError) as error:
         warnings.warn(
-            f"bfloat16 runs without omnitok's own kernels, several times slower: {error}; set "
+            f"the network runs without omnitok's own kernels, up to four times slower: {error}; set "
             f"{SWITCH}=0 to do without them and without this warning",
             RuntimeWarning,
             stacklevel=2,

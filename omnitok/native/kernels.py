@@ -114,21 +114,15 @@ class Patches:
 
 
 def fits(x: Tensor, *layers: nn.Linear) -> bool:
-    """Whether `x`, and what the layers hold, is what all kernels work on, and they are there."""
-    return x.dtype == torch.bfloat16 and _fits(x, *layers)
-
-
-def fits_linear(x: Tensor, layer: nn.Linear) -> bool:
-    """Whether they are what a linear layer may be: bfloat16 or float32."""
+    """Whether `x`, and what the layers hold, is what the kernels work on, and they are there."""
     if x.dtype == torch.float32:
         exact = torch.get_float32_matmul_precision() == "highest"
-        return exact and not torch.is_autocast_enabled("cpu") and _fits(x, layer)
-    return fits(x, layer)
-
-
-def _fits(x: Tensor, *layers: nn.Linear) -> bool:
+        wanted = exact and not torch.is_autocast_enabled("cpu")
+    else:
+        wanted = x.dtype == torch.bfloat16
     return (
-        x.device.type == "cpu"
+        wanted
+        and x.device.type == "cpu"
         and x.numel() > 0
         and all(_plain(layer, x.dtype) for layer in layers)
         and library() is not None
@@ -174,8 +168,8 @@ class Calls:
 
         Args:
             layer: The layer.
-            x: [..., D] bfloat16 that `fits`, with `layer` and `down`; or pixels whose patches are
-                [G, N, D]; or float32 that `fits_linear`, without `down`, pixels and rings.
+            x: [..., D] bfloat16 or float32 that `fits`, with `layer` and `down`; or pixels whose
+                patches are [G, N, D]. In float32 there are no `down`, pixels and rings.
             norm: Applied to `x` first.
             act: "gelu_tanh", "swiglu" (the gate is the first half of the columns) or "geglu" (the
                 second half), applied to what the layer gives.
@@ -290,7 +284,7 @@ class Calls:
             group: Keys of one group of a ring, where `run` is told how many groups there are.
 
         Returns:
-            [W, H, Q, K] bfloat16, without `out_WHQK` laid out as [W, Q, H, K].
+            [W, H, Q, K] of the same type, without `out_WHQK` laid out as [W, Q, H, K].
         """
         windows, heads, queries, width = q_WHQK.shape
         out = out_WHQK
@@ -317,7 +311,9 @@ class Calls:
         )
         if group is not None:
             self._growing.append((call, group))
-        self._add("omnitok_attention", call, q_WHQK, k_WHSK, v_WHSK, bias, out)
+        single = q_WHQK.dtype == torch.float32
+        name = "omnitok_attention_float32" if single else "omnitok_attention"
+        self._add(name, call, q_WHQK, k_WHSK, v_WHSK, bias, out)
         return out
 
     def _add(self, name: str, call: ctypes.Structure, *kept: object) -> None:

@@ -260,6 +260,7 @@ inline void multiply(const bf16* a, const bf16* b, int64_t steps, float* c, int6
   _tile_stored(3, c + 16 * ldc + 16, ldc * 4);
 }
 
+template <int parts>
 inline void multiply(const bf16* a, const bf16* b, int64_t steps, float* c, int64_t ldc) {
-  multiply<1>(a, b, steps, c, ldc, false, [] {});
+  multiply<parts>(a, b, steps, c, ldc, false, [] {});
 }

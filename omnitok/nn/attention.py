@@ -20,7 +20,7 @@ from omnitok.config import StackConfig
 from omnitok.native import kernels
 from omnitok.native.kernels import Heads
 from omnitok.nn.layout import Partition
-from omnitok.nn.linear import linear, takes, takes_linear
+from omnitok.nn.linear import linear, takes
 from omnitok.nn.norm import IN_CACHE, Norm, inverse_rms, needs_graph
 from omnitok.nn.rope import rotate, rotate_
 
@@ -110,7 +110,7 @@ class Attention(nn.Module):
         self, x_BGND: Tensor, phasors: Tensor, norm: Norm | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both placed) and values, each [B, G, N, H, K]."""
-        own = takes_linear(x_BGND, self.qkv)
+        own = takes(x_BGND, self.qkv)
         if own:
             qkv = kernels.linear(self.qkv, x_BGND, norm=norm, heads=self.placing(phasors))
         else:

@@ -21,7 +21,7 @@ def linear(
     onto: Tensor | None = None,
 ) -> Tensor:
     """`onto` plus what `layer` makes of the normalised `x`, after a gelu (tanh form) or none."""
-    if takes_linear(x, layer):
+    if takes(x, layer):
         return kernels.linear(layer, x, norm=norm, act="gelu_tanh" if gelu else None, onto=onto)
     if norm is not None:
         x = norm(x)
@@ -32,13 +32,13 @@ def linear(
 
 
 def takes(x: Tensor, *layers: nn.Linear) -> bool:
-    """Whether our own kernels run `layers` over `x`, and all else there is."""
+    """Whether our own kernels run `layers` over `x`, or attention over it."""
     return not needs_graph(x) and kernels.fits(x, *layers)
 
 
-def takes_linear(x: Tensor, layer: nn.Linear) -> bool:
-    """Whether they run a layer with what stands around it, but perhaps nothing else."""
-    return not needs_graph(x) and kernels.fits_linear(x, layer)
+def takes_half(x: Tensor, *layers: nn.Linear) -> bool:
+    """Whether they do so in bfloat16, with all that there is for it alone."""
+    return x.dtype == torch.bfloat16 and takes(x, *layers)
 
 
 def add(x: Tensor, branch: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnitok.native import kernels
-from omnitok.nn.linear import add, linear, takes, takes_linear
+from omnitok.nn.linear import add, linear, takes, takes_half
 from omnitok.nn.norm import Norm, needs_graph
 
 HELD = 9 * 2**20  # bytes between the two layers: larger products are no faster
@@ -39,7 +39,7 @@ class MLP(nn.Module):
 
     def gated(self, x: Tensor, norm: Norm | None = None) -> Tensor:
         """What the second layer of a "geglu" takes, where there is no graph: [..., M]."""
-        if takes_linear(x, self.up):
+        if takes(x, self.up):
             return kernels.linear(self.up, x, norm=norm, act="geglu")
         if norm is not None:
             x = norm(x)
@@ -51,7 +51,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, norm: Norm | None = None, onto: Tensor | None = None) -> Tensor:
         """[..., D] to [..., D]: `onto` plus what the layers make of the normalised `x`."""
-        if takes(x, self.up, self.down):
+        if takes_half(x, self.up, self.down):
             return kernels.linear(self.up, x, norm=norm, act=self.kind, down=self.down, onto=onto)
         out = self._of(x if norm is None else norm(x))
         return out if onto is None else add(onto, out)
@@ -69,7 +69,7 @@ class MLP(nn.Module):
             ):
                 place.copy_(linear(self.down, linear(self.up, part, gelu=True)))
             return out
-        if self.kind == "swiglu" and takes_linear(x, self.up):
+        if self.kind == "swiglu" and takes(x, self.up):
             return linear(self.down, kernels.linear(self.up, x, act="swiglu"))
         hidden = self.up(x)
         if self.kind == "swiglu":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnitok.native import kernels
-from omnitok.nn.linear import linear, takes
+from omnitok.nn.linear import linear, takes_half
 
 Patch = tuple[int, int, int]
 
@@ -45,7 +45,7 @@ def unpatchify(x_BGNP: Tensor, patch: Patch, grid: tuple[int, int]) -> Tensor:
 
 def embed(layer: nn.Linear, x_BCTHW: Tensor, patch: Patch) -> Tensor:
     """What `layer` makes of patches: [B, G, N, D]."""
-    if takes(x_BCTHW, layer) and x_BCTHW.shape[:2] == (1, 3):
+    if takes_half(x_BCTHW, layer) and x_BCTHW.shape[:2] == (1, 3):
         return kernels.linear(layer, kernels.Patches(x_BCTHW[0], patch))[None]
     return linear(layer, patchify(x_BCTHW, patch))
 
@@ -53,7 +53,7 @@ def embed(layer: nn.Linear, x_BCTHW: Tensor, patch: Patch) -> Tensor:
 def paint(layer: nn.Linear, x_BGND: Tensor, patch: Patch, grid: tuple[int, int]) -> Tensor:
     """What `layer` makes of tokens, as pixels [B, C, T, H, W]; `grid` is (h, w) in patches."""
     t, h, w = patch
-    if takes(x_BGND, layer) and len(x_BGND) == 1 and layer.out_features == 3 * t * h * w:
+    if takes_half(x_BGND, layer) and len(x_BGND) == 1 and layer.out_features == 3 * t * h * w:
         x_CTHW = x_BGND.new_empty(3, x_BGND.shape[1] * t, grid[0] * h, grid[1] * w)
         return kernels.linear(layer, x_BGND[0], out=kernels.Patches(x_CTHW, patch))[None]
     return unpatchify(linear(layer, x_BGND), patch, grid)

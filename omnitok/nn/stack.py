@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from omnitok.config import StackConfig
 from omnitok.nn.attention import Attention, KeysValues
 from omnitok.nn.layout import Layout, Partition
-from omnitok.nn.linear import add, takes
+from omnitok.nn.linear import add, takes_half
 from omnitok.nn.mlp import MLP
 from omnitok.nn.norm import Norm
 from omnitok.nn.step import StackStep
@@ -76,7 +76,7 @@ class Block(nn.Module):
         """Tokens in the order of `partition`; see `Attention.forward`."""
         attention, mlp = self.attention, self.mlp
         args = (phasors, partition, past, time, keep)
-        if takes(x_BGND, *self.linears()):
+        if takes_half(x_BGND, *self.linears()):
             x_BGND, kept = attention(x_BGND, *args, norm=self.norm1, onto=x_BGND)
             return mlp(x_BGND, norm=self.norm2, onto=x_BGND), kept
         mixed, kept = attention(self.norm1(x_BGND), *args)

@@ -17,7 +17,7 @@ from torch import Tensor
 from omnitok.native import kernels
 from omnitok.nn.attention import KeysValues
 from omnitok.nn.layout import Layout
-from omnitok.nn.linear import takes
+from omnitok.nn.linear import takes_half
 
 if TYPE_CHECKING:
     from omnitok.nn.stack import Block, Stack, StackCache
@@ -110,7 +110,9 @@ class StackStep:
         return (
             cache.keep is None
             and x_BGND.shape[:2] == (1, 1)
-            and takes(x_BGND, *(layer for block in _blocks(stack) for layer in block.linears()))
+            and takes_half(
+                x_BGND, *(layer for block in _blocks(stack) for layer in block.linears())
+            )
             and all(layout.partitions[kind].soft_cap is None for kind in stack.config.layers)
         )
 
