@@ -256,8 +256,13 @@ class Block(nn.Module):
         """[S, N, D] to [S, N, D]; without a graph, in place, a few sequences at a time."""
         graph = needs_graph(x_SND)
         if self.peg is not None:
-            moved: Tensor = self.peg(x_SND.view(-1, *place.volume, x_SND.shape[-1])).view_as(x_SND)
-            x_SND = x_SND + moved if graph else x_SND.add_(moved)
+            x_BTYXD = x_SND.view(-1, *place.volume, x_SND.shape[-1])
+            if takes(x_SND) and self.peg.weight.dtype == x_SND.dtype:
+                before = 2 if self.peg.causal else 1
+                x_SND = kernels.convolution(x_BTYXD, self.peg, before).view_as(x_SND)
+            else:
+                moved: Tensor = self.peg(x_BTYXD).view_as(x_SND)
+                x_SND = x_SND + moved if graph else x_SND.add_(moved)
         bias_1HNN = self.attention.bias_of(place)
         if graph:
             x_SND = x_SND + self.attention(x_SND, place, bias_1HNN)

@@ -18,7 +18,7 @@ from pathlib import Path
 from omnitok.cache import cache_folder
 
 HERE = Path(__file__).parent
-SOURCES = ("linear.cpp", "attention.cpp")
+SOURCES = ("linear.cpp", "attention.cpp", "convolution.cpp", "nearest.cpp")
 HEADERS = ("tiles.h", "pixels.h")
 NEEDED = ("amx_tile", "amx_bf16", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
 FLAGS = (
@@ -73,7 +73,7 @@ def _loaded() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(compiled()))
     except (BuildError, OSError) as error:
         warnings.warn(
-            f"the network runs without omnitok's own kernels, up to four times slower: {error}; set "
+            f"networks run without omnitok's own kernels, up to four times slower: {error}; set "
             f"{SWITCH}=0 to do without them and without this warning",
             RuntimeWarning,
             stacklevel=2,

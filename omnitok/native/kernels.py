@@ -45,6 +45,10 @@ _AttentionCall = _struct(
     "items heads queries keys width q_strides*3 k_strides*3 v_strides*3 out_strides*3 threads",
     "scale",
 )
+_ConvolutionCall = _struct(
+    "ConvolutionCall", "x out weight bias", "batch times rows columns width before threads", ""
+)
+_NearestCall = _struct("NearestCall", "x book penalty codes leads", "inputs width rows threads", "")
 _Pixels = _struct("Pixels", "data", "rows columns t h w strides*4", "")
 _Ring = _struct("Ring", "k v", "start size stride", "")
 MOST_INPUTS = 1536  # of a float32 layer at a time: strips of more do not stay in a cache
@@ -372,6 +376,73 @@ def attention(
     out = calls.attention(q_WHQK, k_WHSK, v_WHSK, scale, bias_HQS)
     calls.run()
     return out
+
+
+def convolution(x_BTYXD: Tensor, layer: nn.Module, before: int) -> Tensor:
+    """A depth-wise 3x3x3 convolution over (time, row, column), added to what it is of.
+
+    Args:
+        x_BTYXD: Contiguous, of a type that `fits`.
+        layer: With `weight` [D, 1, 3, 3, 3] and `bias` [D].
+        before: How many of the three taps in time lie before: 1, or 2 of a causal one.
+
+    Returns:
+        [B, T, Y, X, D].
+    """
+    weight, bias = layer.get_parameter("weight"), _floats(layer.get_parameter("bias"))
+    taps = weight.detach().float()[:, 0].permute(1, 2, 3, 0).contiguous()
+    out = torch.empty_like(x_BTYXD)
+    batch, times, rows, columns, width = x_BTYXD.shape
+    call = _ConvolutionCall(
+        x=_at(x_BTYXD),
+        out=_at(out),
+        weight=_at(taps),
+        bias=_at(bias),
+        batch=batch,
+        times=times,
+        rows=rows,
+        columns=columns,
+        width=width,
+        before=before,
+        threads=torch.get_num_threads(),
+    )
+    single = x_BTYXD.dtype == torch.float32
+    _run("omnitok_convolution_float32" if single else "omnitok_convolution", call)
+    return out
+
+
+def nearest(x_NC: Tensor, book_VC: Tensor) -> tuple[Tensor, Tensor]:
+    """The row of a codebook at the least distance, as float32 tells it.
+
+    Args:
+        x_NC: float32 on a CPU.
+        book_VC: float32.
+
+    Returns:
+        [N] int64 rows, and [N] by how much each beats the next: half the difference of the squared
+        distances.
+    """
+    rows, width = book_VC.shape
+    filled = -(-rows // 16) * 16
+    book, penalty = book_VC.new_zeros(width, filled), book_VC.new_full((filled,), float("inf"))
+    book[:, :rows] = book_VC.T
+    penalty[:rows] = book_VC.square().sum(-1) / 2
+    x_NC = x_NC.contiguous()
+    codes = torch.empty(len(x_NC), dtype=torch.int64)
+    leads = torch.empty(len(x_NC))
+    call = _NearestCall(
+        x=_at(x_NC),
+        book=_at(book),
+        penalty=_at(penalty),
+        codes=_at(codes),
+        leads=_at(leads),
+        inputs=len(x_NC),
+        width=width,
+        rows=filled,
+        threads=torch.get_num_threads(),
+    )
+    _run("omnitok_nearest", call)
+    return codes, leads
 
 
 def _run(name: str, call: ctypes.Structure) -> None:
