@@ -29,6 +29,7 @@ EPS = 1e-5  # of all norms
 SHARPNESS = 8.0  # of the cosine between a query and a key
 ROPE_BASE = 10000.0
 TOKENS_AT_ONCE = 2048  # where there is no graph: what is made of them stays in a CPU's caches
+TOKENS_OF_KERNELS = 8192  # the same for our own kernels, which keep less at a time
 SHORT = 16  # tokens of sequences over which a CPU attends faster in float32 than in bfloat16
 SLOPE = 0.1  # of the rectifier between the layers that make the learned bias
 
@@ -273,7 +274,8 @@ class Block(nn.Module):
             kernels.linear(last, mixed, onto=x_SND, out=x_SND)
             around = {"norm": self.mlp_norm, "act": mlp.kind, "down": mlp.down, "onto": x_SND}
             return kernels.linear(mlp.up, x_SND, out=x_SND, **around)
-        at_once = max(1, TOKENS_AT_ONCE // x_SND.shape[1])
+        most = TOKENS_OF_KERNELS if takes(x_SND, last) else TOKENS_AT_ONCE
+        at_once = max(1, most // x_SND.shape[1])
         for start in range(0, len(x_SND), at_once):
             part = x_SND[start : start + at_once]
             _add(part, self.attention.mix(part, place, bias_1HNN), last)

@@ -213,12 +213,18 @@ inline void transpose(__m512i rows[16], bf16* tile) {
   }
 }
 
-// Two left tiles times two right ones are added to tiles 0 to 3.
-inline void products(const bf16* a, const bf16* b) {
+// Two left tiles (4 and 5) times two right ones (6 and 7) are added to tiles 0 to 3.
+inline void left(const bf16* a) {
   _tile_loadd(4, a, 64);
   _tile_loadd(5, a + kTile, 64);
+}
+
+inline void right(const bf16* b) {
   _tile_loadd(6, b, 64);
   _tile_loadd(7, b + kTile, 64);
+}
+
+inline void products() {
   _tile_dpbf16ps(0, 4, 6);
   _tile_dpbf16ps(1, 4, 7);
   _tile_dpbf16ps(2, 5, 6);
@@ -244,14 +250,23 @@ inline void multiply(const bf16* a, const bf16* b, int64_t steps, float* c, int6
     _tile_zero(3);
   }
   for (int64_t k = 0; k < steps; ++k, a += parts * pair, b += parts * pair) {
-    if (parts == 3) {  // the smallest first
-      products(a, b + 2 * pair);
-      products(a + pair, b + pair);
-      products(a + 2 * pair, b);
-      products(a, b + pair);
-      products(a + pair, b);
+    left(a);
+    if (parts == 3) {
+      right(b + 2 * pair);
+      products();
+      right(b + pair);
+      products();
+      left(a + pair);
+      products();
+      right(b);
+      products();
+      left(a + 2 * pair);
+      products();
+      left(a);
+    } else {
+      right(b);
     }
-    products(a, b);
+    products();
     between();
   }
   _tile_stored(0, c, ldc * 4);
