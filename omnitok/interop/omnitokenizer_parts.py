@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from omnitok.interop.omnitokenizer_config import OmniTokenizerConfig
 from omnitok.native import kernels
 from omnitok.native.kernels import Heads
+from omnitok.native.scans import convolution
 from omnitok.nn.attention import AFFINE_EPS
 from omnitok.nn.linear import linear, takes, takes_half
 from omnitok.nn.mlp import MLP
@@ -260,7 +261,7 @@ class Block(nn.Module):
             x_BTYXD = x_SND.view(-1, *place.volume, x_SND.shape[-1])
             if takes(x_SND) and self.peg.weight.dtype == x_SND.dtype:
                 before = 2 if self.peg.causal else 1
-                x_SND = kernels.convolution(x_BTYXD, self.peg, before).view_as(x_SND)
+                x_SND = convolution(x_BTYXD, self.peg, before).view_as(x_SND)
             else:
                 moved: Tensor = self.peg(x_BTYXD).view_as(x_SND)
                 x_SND = x_SND + moved if graph else x_SND.add_(moved)

@@ -28,8 +28,7 @@ struct AttentionCall {
 
 namespace {
 
-template <class T>
-constexpr int64_t kBlock = kParts<T> == 1 ? 512 : 256;  // keys at a time
+constexpr int64_t kBlock = 256;  // keys at a time: scores of a strip that stay in a first-level cache
 template <class T>
 constexpr int64_t kPair = kParts<T> * 2 * kTile;  // numbers in the tiles of 32 times 32 numbers
 
@@ -186,8 +185,8 @@ void strip(const AttentionCall<T>& call, const Sizes& sizes, const Buffers& at, 
   std::fill_n(most, kRows, -3.0e38f);
   std::fill_n(total, kRows, 0.0f);
   alignas(64) float part[32 * 32];
-  for (int64_t from = 0; from < call.keys; from += kBlock<T>) {
-    const int64_t keys = std::min(kBlock<T>, call.keys - from), blocks = up(keys, 32);
+  for (int64_t from = 0; from < call.keys; from += kBlock) {
+    const int64_t keys = std::min(kBlock, call.keys - from), blocks = up(keys, 32);
     const int64_t padded = blocks * 32;
     for (int64_t b = 0; b < blocks; ++b)
       multiply<kParts<T>>(at.queries, at.keys + (from / 32 + b) * sizes.steps * kPair<T>,
@@ -228,7 +227,7 @@ void strip(const AttentionCall<T>& call, const Sizes& sizes, const Buffers& at, 
 template <class T>
 int run_all(const AttentionCall<T>& call) {
   const Sizes sizes = {up(call.width, kStep), up(call.width, 32), up(call.keys, 32)};
-  const int64_t block = std::min(kBlock<T>, sizes.blocks * 32);
+  const int64_t block = std::min(kBlock, sizes.blocks * 32);
   const int64_t pairs = call.items * call.heads, strips = up(call.queries, kRows);
   int failed = 0;
 #pragma omp parallel num_threads(call.threads) reduction(| : failed)

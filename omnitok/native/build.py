@@ -19,7 +19,7 @@ from omnitok.cache import cache_folder
 
 HERE = Path(__file__).parent
 SOURCES = ("linear.cpp", "attention.cpp", "convolution.cpp", "nearest.cpp")
-HEADERS = ("tiles.h", "pixels.h")
+HEADERS = ("tiles.h", "pixels.h", "rows.h", "heads.h")
 NEEDED = ("amx_tile", "amx_bf16", "avx512_bf16", "avx512bw", "avx512dq", "avx512vl")
 FLAGS = (
     *("-O3", "-std=c++17", "-shared", "-fPIC", "-fopenmp", "-w", "-mfma", "-mavx512f"),

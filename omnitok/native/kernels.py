@@ -17,43 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from omnitok.native.build import library
+from omnitok.native.calls import AttentionCall, LinearCall, Pixels, Ring, Strides, at, floats, run
 from omnitok.native.packing import ACTS, GATED, STEP, Packed, in_panels, packed
 
 NORMS = {None: 0, "rms": 1, "layer": 2}
-
-
-def _struct(name: str, pointers: str, sizes: str, floats: str) -> type[ctypes.Structure]:
-    fields: list[tuple[str, type]] = [(field, ctypes.c_void_p) for field in pointers.split()]
-    for field in sizes.split():
-        plain, _, many = field.partition("*")
-        fields.append((plain, ctypes.c_int64 * int(many) if many else ctypes.c_int64))
-    fields += [(field, ctypes.c_float) for field in floats.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
-
-
-_LinearCall = _struct(
-    "LinearCall",
-    "x norm_weight norm_bias weight bias weight2 bias2 residual out phasors gains order onto_order "
-    "x_pixels out_pixels rings",
-    "rows width x_stride weight_stride columns out_stride hidden norm act heads head_width period "
-    "unit gains_last runs threads",
-    "norm_eps unit_eps",
-)
-_AttentionCall = _struct(
-    "AttentionCall",
-    "q k v out bias",
-    "items heads queries keys width q_strides*3 k_strides*3 v_strides*3 out_strides*3 threads",
-    "scale",
-)
-_ConvolutionCall = _struct(
-    "ConvolutionCall", "x out weight bias", "batch times rows columns width before threads", ""
-)
-_NearestCall = _struct("NearestCall", "x book penalty codes leads", "inputs width rows threads", "")
-_Pixels = _struct("Pixels", "data", "rows columns t h w strides*4", "")
-_Ring = _struct("Ring", "k v", "start size stride", "")
 MOST_INPUTS = 1536  # of a float32 layer at a time: strips of more do not stay in a cache
 SINGLE = 4  # bytes
-_Strides = ctypes.c_int64 * 3
 
 
 class NormLike(Protocol):
@@ -114,7 +83,7 @@ class Patches:
         self.pixels = x_CTHW
         self.shape = (x_CTHW.shape[1] // t, rows * columns, 3 * t * h * w)
         strides = (ctypes.c_int64 * 4)(*x_CTHW.stride())
-        self.struct = _Pixels(x_CTHW.data_ptr(), rows, columns, t, h, w, strides)
+        self.struct = Pixels(x_CTHW.data_ptr(), rows, columns, t, h, w, strides)
 
 
 def fits(x: Tensor, *layers: nn.Linear) -> bool:
@@ -216,28 +185,28 @@ class Calls:
         elif out is None:
             out = x_2d.new_empty(*shape[:-1], columns)
         residual = None if onto is None else onto.contiguous()
-        learned = (None, None) if norm is None else (_floats(norm.weight), _floats(norm.bias))
-        gains, phasors = (None, None) if heads is None else (_floats(heads.gains), heads.phasors)
+        learned = (None, None) if norm is None else (floats(norm.weight), floats(norm.bias))
+        gains, phasors = (None, None) if heads is None else (floats(heads.gains), heads.phasors)
         phasors = None if phasors is None else phasors.contiguous()
-        ring_array = (_Ring * len(rings))()
+        ring_array = (Ring * len(rings))()
         for place, (start, k, v) in zip(ring_array, rings, strict=True):
             place.start, place.size, place.stride = start, k.shape[1], k.stride(0)
             place.k, place.v = k.data_ptr(), v.data_ptr()
             self._rings.append((place, place.k, place.v, k[0].numel() * k.element_size()))
-        call = _LinearCall(
-            x=_at(x_2d),
-            norm_weight=_at(learned[0]),
-            norm_bias=_at(learned[1]),
-            weight=_at(first.tiles),
-            bias=_at(first.bias),
-            weight2=None if down is None else _at(last.tiles),
-            bias2=None if down is None else _at(last.bias),
-            residual=_at(residual),
-            out=_at(out),
-            phasors=_at(phasors),
-            gains=_at(gains),
-            order=_at(order),
-            onto_order=_at(onto_order),
+        call = LinearCall(
+            x=at(x_2d),
+            norm_weight=at(learned[0]),
+            norm_bias=at(learned[1]),
+            weight=at(first.tiles),
+            bias=at(first.bias),
+            weight2=None if down is None else at(last.tiles),
+            bias2=None if down is None else at(last.bias),
+            residual=at(residual),
+            out=at(out),
+            phasors=at(phasors),
+            gains=at(gains),
+            order=at(order),
+            onto_order=at(onto_order),
             x_pixels=None if x_pixels is None else ctypes.addressof(x_pixels),
             out_pixels=None if out_pixels is None else ctypes.addressof(out_pixels),
             rings=ctypes.addressof(ring_array) if rings else None,
@@ -294,22 +263,22 @@ class Calls:
         out = out_WHQK
         if out is None:
             out = q_WHQK.new_empty(windows, queries, heads, width).transpose(1, 2)
-        bias = _floats(bias_HQS)
-        call = _AttentionCall(
-            q=_at(q_WHQK),
-            k=_at(k_WHSK),
-            v=_at(v_WHSK),
-            out=_at(out),
-            bias=_at(bias),
+        bias = floats(bias_HQS)
+        call = AttentionCall(
+            q=at(q_WHQK),
+            k=at(k_WHSK),
+            v=at(v_WHSK),
+            out=at(out),
+            bias=at(bias),
             items=windows,
             heads=heads,
             queries=queries,
             keys=k_WHSK.shape[2],
             width=width,
-            q_strides=_Strides(*q_WHQK.stride()[:3]),
-            k_strides=_Strides(*k_WHSK.stride()[:3]),
-            v_strides=_Strides(*v_WHSK.stride()[:3]),
-            out_strides=_Strides(*out.stride()[:3]),
+            q_strides=Strides(*q_WHQK.stride()[:3]),
+            k_strides=Strides(*k_WHSK.stride()[:3]),
+            v_strides=Strides(*v_WHSK.stride()[:3]),
+            out_strides=Strides(*out.stride()[:3]),
             threads=torch.get_num_threads(),
             scale=scale,
         )
@@ -340,7 +309,7 @@ class Calls:
         for call, keys in self._growing:
             call.keys = groups * keys
         for name, call in zip(self._names, self._calls, strict=True):
-            _run(name, call)
+            run(name, call)
 
 
 def _in_parts(call: Any) -> Iterator[ctypes.Structure]:
@@ -376,85 +345,3 @@ def attention(
     out = calls.attention(q_WHQK, k_WHSK, v_WHSK, scale, bias_HQS)
     calls.run()
     return out
-
-
-def convolution(x_BTYXD: Tensor, layer: nn.Module, before: int) -> Tensor:
-    """A depth-wise 3x3x3 convolution over (time, row, column), added to what it is of.
-
-    Args:
-        x_BTYXD: Contiguous, of a type that `fits`.
-        layer: With `weight` [D, 1, 3, 3, 3] and `bias` [D].
-        before: How many of the three taps in time lie before: 1, or 2 of a causal one.
-
-    Returns:
-        [B, T, Y, X, D].
-    """
-    weight, bias = layer.get_parameter("weight"), _floats(layer.get_parameter("bias"))
-    taps = weight.detach().float()[:, 0].permute(1, 2, 3, 0).contiguous()
-    out = torch.empty_like(x_BTYXD)
-    batch, times, rows, columns, width = x_BTYXD.shape
-    call = _ConvolutionCall(
-        x=_at(x_BTYXD),
-        out=_at(out),
-        weight=_at(taps),
-        bias=_at(bias),
-        batch=batch,
-        times=times,
-        rows=rows,
-        columns=columns,
-        width=width,
-        before=before,
-        threads=torch.get_num_threads(),
-    )
-    single = x_BTYXD.dtype == torch.float32
-    _run("omnitok_convolution_float32" if single else "omnitok_convolution", call)
-    return out
-
-
-def nearest(x_NC: Tensor, book_VC: Tensor) -> tuple[Tensor, Tensor]:
-    """The row of a codebook at the least distance, as float32 tells it.
-
-    Args:
-        x_NC: float32 on a CPU.
-        book_VC: float32.
-
-    Returns:
-        [N] int64 rows, and [N] by how much each beats the next: half the difference of the squared
-        distances.
-    """
-    rows, width = book_VC.shape
-    filled = -(-rows // 16) * 16
-    book, penalty = book_VC.new_zeros(width, filled), book_VC.new_full((filled,), float("inf"))
-    book[:, :rows] = book_VC.T
-    penalty[:rows] = book_VC.square().sum(-1) / 2
-    x_NC = x_NC.contiguous()
-    codes = torch.empty(len(x_NC), dtype=torch.int64)
-    leads = torch.empty(len(x_NC))
-    call = _NearestCall(
-        x=_at(x_NC),
-        book=_at(book),
-        penalty=_at(penalty),
-        codes=_at(codes),
-        leads=_at(leads),
-        inputs=len(x_NC),
-        width=width,
-        rows=filled,
-        threads=torch.get_num_threads(),
-    )
-    _run("omnitok_nearest", call)
-    return codes, leads
-
-
-def _run(name: str, call: ctypes.Structure) -> None:
-    kernels = library()
-    assert kernels is not None
-    if getattr(kernels, name)(ctypes.byref(call)):
-        raise MemoryError("there is no memory for a few more tokens; run fewer things at once")
-
-
-def _floats(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach().float().contiguous()
-
-
-def _at(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()

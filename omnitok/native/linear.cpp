@@ -12,13 +12,12 @@
 
 #include <algorithm>
 
+#include "heads.h"
 #include "pixels.h"
+#include "rows.h"
 #include "tiles.h"
 
 namespace {
-
-enum Norm { kNone = 0, kRms = 1, kLayer = 2 };
-enum Act { kLinear = 0, kGeluTanh = 1, kSwiglu = 2, kGeglu = 3 };
 
 // What stays in a processor's caches, by type: bytes of strips and of weights, and the steps of a
 // strip that meet one panel after the other.
@@ -31,134 +30,6 @@ constexpr int64_t kSteps = kParts<T> == 1 ? 8 : 16;
 constexpr int64_t kTogether = 1 << 23;  // bytes of float32 weights in tiles
 constexpr int64_t kPanels = 16;         // at a time
 constexpr int64_t kStrips = 8;          // at a time; more gain nothing
-
-}  // namespace
-
-// Where the keys and values of a run of windows go: `size` tokens, then the next window.
-struct Ring {
-  bf16* k;
-  bf16* v;
-  int64_t start, size, stride;
-};
-
-// One call; the same in omnitok/native/kernels.py. Pointers that may be null say so. For float32
-// there is no second layer, and there are neither rings nor pixels.
-template <class T>
-struct LinearCall {
-  const T* x;               // [rows, width], rows `x_stride` apart
-  const float* norm_weight; // [width] or null
-  const float* norm_bias;   // [width] or null
-  const T* weight;          // bfloat16: panels of 32 columns, [N / 32][width / 32][2] tiles;
-                            // float32: [N, width], rows `weight_stride` apart
-  const float* bias;        // [N] in the order of the panels, or null
-  const T* weight2;         // of a second layer, which takes what the first gives, or null
-  const float* bias2;       // or null
-  const T* residual;        // added to the result, laid out like it, or null
-  T* out;                   // [rows, columns], rows `out_stride` apart
-  const float* phasors;     // [period, head_width / 2] of (cosine, sine), or null
-  const float* gains;       // [heads, head_width] or null
-  const int64_t* order;     // [rows] which row of `x` a row of `out` is of, or null
-  const int64_t* onto_order; // the same for `residual`
-  const Pixels* x_pixels;   // instead of `x`: patches of it are the rows; or null
-  const Pixels* out_pixels; // instead of `out`: patches of it are the rows; or null
-  const Ring* rings;        // what comes after the queries goes there and not to `out`, or null
-  int64_t rows, width, x_stride, weight_stride, columns, out_stride, hidden;
-  int64_t norm, act;
-  int64_t heads, head_width, period;  // of the leading columns that are normalised and rotated
-  int64_t unit;             // whether they are normalised
-  int64_t gains_last;       // whether gains come after the rotation
-  int64_t runs;             // how many rings
-  int64_t threads;
-  float norm_eps, unit_eps;
-};
-
-namespace {
-
-// 32 neighbours to their places in the tiles of all parts.
-template <class T>
-inline void put(bf16* place, __m512 a, __m512 b) {
-  __m512i part[kParts<T>];
-  split<kParts<T>>(a, b, part);
-  for (int i = 0; i < kParts<T>; ++i) _mm512_storeu_si512(place + i * 2 * kTile, part[i]);
-}
-
-// The mean that a norm takes off a row, and what it multiplies by.
-template <class T>
-inline void measure(const LinearCall<T>& call, const T* x, __m512& mean, __m512& scale) {
-  const int64_t width = call.width;
-  if (call.norm == kLayer) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += 16) sum = _mm512_add_ps(sum, load(x + k, first(width - k)));
-    mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
-  }
-  __m512 sum0 = _mm512_setzero_ps(), sum1 = _mm512_setzero_ps();
-  for (int64_t k = 0; k < width; k += 32) {
-    const __mmask16 m0 = first(width - k), m1 = first(width - k - 16);
-    const __m512 a = _mm512_maskz_sub_ps(m0, load(x + k, m0), mean);
-    const __m512 b = _mm512_maskz_sub_ps(m1, load(x + k + 16, m1), mean);
-    sum0 = _mm512_fmadd_ps(a, a, sum0);
-    sum1 = _mm512_fmadd_ps(b, b, sum1);
-  }
-  const float square = _mm512_reduce_add_ps(_mm512_add_ps(sum0, sum1)) / width;
-  scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(square + call.norm_eps));
-}
-
-// Rows to tiles, normalised; what lies beyond the last row or column is 0. `patch` has room for one.
-template <class T>
-void pack(const LinearCall<T>& call, int64_t start, int64_t strips, bf16* tiles, T* patch) {
-  const int64_t width = call.width, steps = up(width, kStep);
-  constexpr int64_t step = kParts<T> * 2 * kTile;
-  for (int64_t i = 0; i < strips * kRows; ++i) {
-    bf16* place = tiles + i / kRows * steps * step + i % kRows / 16 * kTile + i % 16 * kStep;
-    const int64_t row = start * kRows + i;
-    const T* x = patch;
-    if (row >= call.rows)
-      std::fill_n(patch, width, T(0));
-    else if (call.x_pixels)
-      copy_patch<false>(*call.x_pixels, row, (bf16*)patch);
-    else
-      x = call.x + (call.order ? call.order[row] : row) * call.x_stride;
-    const bool normed = call.norm != kNone && row < call.rows;
-    __m512 mean = _mm512_setzero_ps(), scale = _mm512_set1_ps(1.0f);
-    if (normed) measure(call, x, mean, scale);
-    for (int64_t k = 0; k < steps; ++k) {
-      __m512 part[2];
-      for (int j = 0; j < 2; ++j) {
-        const int64_t at = k * kStep + 16 * j;
-        const __mmask16 mask = first(width - at);
-        part[j] = load(x + at, mask);
-        if (!normed) continue;
-        part[j] = _mm512_maskz_mul_ps(mask, _mm512_sub_ps(part[j], mean), scale);
-        if (call.norm_weight)
-          part[j] = _mm512_mul_ps(part[j], _mm512_maskz_loadu_ps(mask, call.norm_weight + at));
-        if (call.norm_bias)
-          part[j] = _mm512_add_ps(part[j], _mm512_maskz_loadu_ps(mask, call.norm_bias + at));
-      }
-      put<T>(place + k * step, part[0], part[1]);
-    }
-  }
-}
-
-// A panel of float32 weights, columns `from` to `to`, to tiles: [width / 32][3][2].
-void pack_panel(const float* weight, int64_t width, int64_t stride, int64_t from, int64_t to,
-                bf16* tiles) {
-  for (int64_t k = 0; k < width; k += kStep, tiles += 3 * 2 * kTile) {
-    const __mmask16 m0 = first(width - k), m1 = first(width - k - 16);
-    for (int half = 0; half < 2; ++half) {
-      __m512i rows[3][16];
-      for (int i = 0; i < 16; ++i) {
-        const int64_t column = from + 16 * half + i;
-        const float* x = weight + column * stride + k;
-        const bool is = column < to;
-        __m512i part[3];
-        split<3>(is ? load(x, m0) : _mm512_setzero_ps(),
-                 is ? load(x + 16, m1) : _mm512_setzero_ps(), part);
-        for (int j = 0; j < 3; ++j) rows[j][i] = part[j];
-      }
-      for (int j = 0; j < 3; ++j) transpose(rows[j], tiles + (2 * j + half) * kTile);
-    }
-  }
-}
 
 // Two neighbouring vectors of a row of a product, biased and activated.
 template <int act, bool exact>
@@ -251,6 +122,12 @@ void stage(const LinearCall<T>& call, const bf16* tiles, int64_t start, int64_t 
   int64_t turn = 0;
   for (int64_t from = first_panel; from < end_panel; from += group) {
     const int64_t many = std::min(group, end_panel - from);
+    // the next weights come into the cache meanwhile, some lines in each step
+    const int64_t next = from + group < end_panel ? from + group : first_panel;
+    const char* ahead = (const char*)(weight + (next - first_panel) * panel * each);
+    const int64_t lines = std::min(group, end_panel - next) * panel * each / 32;
+    const int64_t some = up(lines, many * each * steps * strips);
+    const char* const stop = ahead + lines * 64;
     for (int64_t s = 0; s < strips; ++s) {
       for (int64_t part = 0; part < parts; ++part) {
         const int64_t begin = steps * part / parts, end = steps * (part + 1) / parts;
@@ -263,7 +140,12 @@ void stage(const LinearCall<T>& call, const bf16* tiles, int64_t start, int64_t 
           const bf16* a = tiles + s * panel + begin * step;
           for (int64_t i = 0; i < each; ++i)
             multiply<kParts<T>>(a, b + i * panel, end - begin, now + i * product, 32, part > 0,
-                                [&] { finish.rows(rows); });
+                                [&] {
+                                  finish.rows(rows);
+                                  if (kParts<T> == 1)
+                                    for (int64_t i = 0; i < some && ahead < stop; ++i, ahead += 64)
+                                    _mm_prefetch(ahead, _MM_HINT_T1);
+                                });
           if (last) {
             finish.rows(kRows);
             finish.begin(now, now + product, start, s, from + p);
@@ -283,70 +165,6 @@ void run(const LinearCall<T>& call, Rest... rest) {
     case kSwiglu: return stage<T, kSwiglu>(call, rest...);
     case kGeglu: return stage<T, kGeglu>(call, rest...);
     default: return stage<T, kLinear>(call, rest...);
-  }
-}
-
-// One head from `x` to `y`, of `width` numbers or, if that is known, of 16 * `vectors`.
-template <int vectors, class T>
-inline void place_head(const LinearCall<T>& call, const T* x, T* y, const float* gains,
-                       const float* phasor) {
-  const int64_t width = vectors ? 16 * vectors : call.head_width;
-  const int64_t many = vectors ? vectors : up(width, 16);
-  __m512 scale = _mm512_set1_ps(1.0f);
-  if (call.unit) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t k = 0; k < many; ++k) {
-      const __m512 part = load(x + 16 * k, vectors ? 0xffff : first(width - 16 * k));
-      sum = _mm512_fmadd_ps(part, part, sum);
-    }
-    const float square = _mm512_reduce_add_ps(sum) / width;
-    scale = _mm512_set1_ps(1.0f / __builtin_sqrtf(square + call.unit_eps));
-  }
-  for (int64_t k = 0; k < many; ++k) {
-    const __mmask16 mask = vectors ? 0xffff : first(width - 16 * k);
-    __m512 part = _mm512_mul_ps(load(x + 16 * k, mask), scale);
-    const __m512 gain =
-        gains ? _mm512_maskz_loadu_ps(mask, gains + 16 * k) : _mm512_set1_ps(1.0f);
-    if (!call.gains_last) part = _mm512_mul_ps(part, gain);
-    if (phasor) {
-      const __m512 turn = _mm512_maskz_loadu_ps(mask, phasor + 16 * k);
-      const __m512 other = _mm512_permute_ps(part, 0xb1);
-      part = _mm512_fmaddsub_ps(part, _mm512_moveldup_ps(turn),
-                                _mm512_mul_ps(other, _mm512_movehdup_ps(turn)));
-    }
-    if (call.gains_last) part = _mm512_mul_ps(part, gain);
-    store(y + 16 * k, part, mask);
-  }
-}
-
-// Finished rows from `from` on, which may be where they belong: heads that stand first are
-// normalised and rotated, and keys and values go into their rings.
-template <class T>
-void place(const LinearCall<T>& call, const T* from, int64_t row, int64_t rows) {
-  const int64_t width = call.head_width, half = call.heads / 2 * width;
-  const Ring* ring = call.rings;
-  for (int64_t i = row; i < row + rows; ++i, from += call.columns) {
-    const float* phasor = call.phasors ? call.phasors + i % call.period * width : nullptr;
-    T *q = call.out + i * call.out_stride, *k = q + half;
-    if (ring) {
-      while (ring + 1 < call.rings + call.runs && ring[1].start <= i) ++ring;
-      const int64_t at = i - ring->start;
-      const int64_t place = at / ring->size * ring->stride + at % ring->size * half;
-      k = (T*)ring->k + place;
-      for (int64_t j = 0; j < half; j += 32) {
-        const __mmask32 mask = half - j >= 32 ? 0xffffffffu : (1u << (half - j)) - 1;
-        _mm512_mask_storeu_epi16(ring->v + place + j, mask,
-                                 _mm512_maskz_loadu_epi16(mask, from + 2 * half + j));
-      }
-    }
-    for (int64_t h = 0; h < call.heads; ++h) {
-      const float* gains = call.gains ? call.gains + h * width : nullptr;
-      T* to = h < call.heads / 2 ? q + h * width : k + h * width - half;
-      if (width == 64)
-        place_head<4>(call, from + h * width, to, gains, phasor);
-      else
-        place_head<0>(call, from + h * width, to, gains, phasor);
-    }
   }
 }
 

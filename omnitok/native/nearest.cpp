@@ -57,7 +57,7 @@ void search(const NearestCall& call, int64_t start) {
     _mm512_store_si512(at, where[i]);
     int lane = 0;
     for (int j = 1; j < 16; ++j)
-      if (first[j] > first[lane]) lane = j;
+      if (first[j] > first[lane] || (first[j] == first[lane] && at[j] < at[lane])) lane = j;
     float other = next[lane];
     for (int j = 0; j < 16; ++j)
       if (j != lane) other = std::max(other, first[j]);

@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 
 from omnitok.native.build import library
-from omnitok.native.kernels import nearest
+from omnitok.native.scans import nearest
 from omnitok.quantize.base import DiscreteQuantizer, Quantized, QuantizerConfig
 from omnitok.quantize.entropy import entropy_terms
 

@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnitok.config import StackConfig
-from omnitok.interop.omnitokenizer_parts import FixedShiftNorm
+from omnitok.interop.omnitokenizer_parts import FixedShiftNorm, PositionConvolution
 from omnitok.native import build, kernels
 from omnitok.native.kernels import Heads
+from omnitok.native.scans import convolution, nearest
 from omnitok.nn.attention import Attention
 from omnitok.nn.norm import Norm
 from omnitok.nn.patch import embed, paint, patchify, unpatchify
 from omnitok.nn.rope import rotary_phasors, rotate
 from omnitok.nn.stack import StackCache
 from omnitok.presets import PRESETS
+from omnitok.quantize import QuantizerConfig, build_quantizer
 
 needs_tiles = pytest.mark.skipif(
     build.library() is None, reason="no processor with matrix tiles, or no C++ compiler"
@@ -29,16 +31,24 @@ needs_tiles = pytest.mark.skipif(
 ACTS = [None, "gelu_tanh", "swiglu", "geglu"]
 
 
+HALF, SINGLE = torch.bfloat16, torch.float32
+both_types = pytest.mark.parametrize("dtype", [HALF, SINGLE])
+
+
 def near(got: Tensor, wanted: Tensor, most: float = 4e-3) -> bool:
-    """Whether the error is that of a rounding or two to bfloat16."""
+    """Whether the error is that of a rounding or two to bfloat16, or of a product in float32."""
+    if got.dtype == SINGLE:
+        most = 6e-7
     return float((got.double() - wanted).norm() / wanted.norm()) < most
 
 
-def layer(width: int, columns: int, bias: bool, seed: int = 0) -> nn.Linear:
+def layer(
+    width: int, columns: int, bias: bool, seed: int = 0, dtype: torch.dtype = HALF
+) -> nn.Linear:
     torch.manual_seed(seed)
     made = nn.Linear(width, columns, bias=bias).requires_grad_(False)
     made.weight.normal_(std=width**-0.5)
-    return made.bfloat16()
+    return made.to(dtype)
 
 
 def activated(x: Tensor, act: str | None) -> Tensor:
@@ -55,6 +65,7 @@ def exact(of: nn.Linear, x: Tensor) -> Tensor:
 
 
 @needs_tiles
+@both_types
 @pytest.mark.parametrize("act", ACTS)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
@@ -62,12 +73,17 @@ def exact(of: nn.Linear, x: Tensor) -> Tensor:
     [(1, 8, 2), (33, 72, 100), (64, 256, 768), (300, 512, 34), (70, 2048, 96), (500, 40, 1376)],
 )
 @torch.no_grad()
-def test_linear_layers(rows: int, width: int, columns: int, bias: bool, act: str | None):
-    of, x = layer(width, columns, bias), torch.randn(rows, width).bfloat16()
+def test_linear_layers(
+    rows: int, width: int, columns: int, bias: bool, act: str | None, dtype: torch.dtype
+):
+    of, x = layer(width, columns, bias, dtype=dtype), torch.randn(rows, width).to(dtype)
     wanted = activated(exact(of, x), act)
     assert near(kernels.linear(of, x, act=act), wanted)
-    onto = torch.randn(wanted.shape).bfloat16()
+    onto = torch.randn(wanted.shape).to(dtype)
     assert near(kernels.linear(of, x, act=act, onto=onto), wanted + onto.double())
+    apart = kernels.linear(of, x, act=act, onto=onto)
+    assert torch.equal(kernels.linear(of, x, act=act, onto=onto, out=onto), apart)
+    assert torch.equal(onto, apart)
 
 
 @needs_tiles
@@ -88,19 +104,20 @@ def test_feed_forward_halves(rows: int, width: int, hidden: int, act: str | None
 
 
 @needs_tiles
+@both_types
 @pytest.mark.parametrize(
     "norm",
     [Norm("rms", 72, False), Norm("rms", 72, True), Norm("layer", 72, True), FixedShiftNorm(72)],
 )
 @torch.no_grad()
-def test_norms_before_a_layer(norm: nn.Module):
+def test_norms_before_a_layer(norm: nn.Module, dtype: torch.dtype):
     for learned in (norm.weight, norm.bias):
         if learned is not None:
             learned.normal_()
-    x = torch.randn(50, 72).bfloat16() * 30 + 5
+    x = torch.randn(50, 72).to(dtype) * 30 + 5
     x[0] = 0
-    of = layer(72, 40, True)
-    wanted = exact(of, norm.double()(x.double()).bfloat16())
+    of = layer(72, 40, True, dtype=dtype)
+    wanted = exact(of, norm.double()(x.double()).to(dtype))
     norm.float()
     assert near(kernels.linear(of, x, norm=norm), wanted)
 
@@ -121,13 +138,15 @@ def test_rows_may_be_strided_and_in_another_order():
 
 
 @needs_tiles
+@both_types
 @pytest.mark.parametrize("width", [8, 24, 64, 72, 264])
 @pytest.mark.parametrize("gains_last", [False, True])
 @torch.no_grad()
-def test_heads_are_normalised_and_turned(width: int, gains_last: bool):
-    of, x = layer(48, 5 * width, True), torch.randn(2, 9, 48).bfloat16()
+def test_heads_are_normalised_and_turned(width: int, gains_last: bool, dtype: torch.dtype):
+    of, x = layer(48, 5 * width, True, dtype=dtype), torch.randn(2, 9, 48).to(dtype)
     phasors = rotary_phasors(torch.rand(9, 4, dtype=torch.float64) * 20, width)
     gains = torch.randn(4, width)
+    close = {"rtol": 8e-3, "atol": 1e-3} if dtype == HALF else {"rtol": 2e-6, "atol": 2e-6}
     plain = kernels.linear(of, x).view(2, 9, 5, width)
     for unit, gain, turn in ((1e-6, gains, phasors), (None, None, phasors), (1e-6, gains, None)):
         y = plain[:, :, :4].float()
@@ -139,7 +158,12 @@ def test_heads_are_normalised_and_turned(width: int, gains_last: bool):
         y = y * scale if gains_last else y
         heads = Heads(4, width, unit, gain, turn, gains_last)
         got = kernels.linear(of, x, heads=heads).view(2, 9, 5, width)
-        torch.testing.assert_close(got[:, :, :4].float(), y, rtol=8e-3, atol=1e-3)
+        torch.testing.assert_close(
+            got[:, :, :4].float(),
+            y,
+            rtol=8e-3 if dtype == HALF else 2e-6,
+            atol=1e-3 if dtype == HALF else 2e-6,
+        )
         assert torch.equal(got[:, :, 4], plain[:, :, 4])
 
 
@@ -161,6 +185,7 @@ def test_keys_and_values_go_into_rings():
 
 
 @needs_tiles
+@both_types
 @pytest.mark.parametrize(
     ("windows", "heads", "queries", "keys", "width"),
     [
@@ -173,11 +198,13 @@ def test_keys_and_values_go_into_rings():
     ],
 )
 @torch.no_grad()
-def test_attention(windows: int, heads: int, queries: int, keys: int, width: int):
+def test_attention(
+    windows: int, heads: int, queries: int, keys: int, width: int, dtype: torch.dtype
+):
     torch.manual_seed(0)
-    q = torch.randn(windows, queries, heads, width).bfloat16().transpose(1, 2)
+    q = torch.randn(windows, queries, heads, width).to(dtype).transpose(1, 2)
     k, v = (
-        torch.randn(windows, keys, 3, heads, width).bfloat16()[:, :, i].transpose(1, 2)
+        torch.randn(windows, keys, 3, heads, width).to(dtype)[:, :, i].transpose(1, 2)
         for i in (0, 2)
     )
     bias = torch.randn(heads, queries, keys)
@@ -294,8 +321,73 @@ def test_threads_change_nothing():
 
 
 @needs_tiles
+@both_types
+@pytest.mark.parametrize(("causal", "times"), [(True, 3), (False, 3), (True, 1), (False, 1)])
+@torch.no_grad()
+def test_convolutions(causal: bool, times: int, dtype: torch.dtype):
+    of = PositionConvolution(40, causal).to(dtype)
+    for learned in (of.weight, of.bias):
+        learned.normal_()
+    x = torch.randn(2, times, 4, 5, 40).to(dtype)
+    wanted = x.double() + of.double()(x.double())
+    assert near(convolution(x, of.to(dtype), 2 if causal else 1), wanted)
+
+
+@needs_tiles
+@pytest.mark.parametrize(("inputs", "rows", "width"), [(1, 1, 1), (7, 33, 8), (100, 8192, 5)])
+def test_the_nearest_rows_are_found(inputs: int, rows: int, width: int):
+    x, book = torch.randn(inputs, width), torch.randn(rows, width)
+    codes, leads = nearest(x, book)
+    halves = torch.cdist(x.double(), book.double()).square() / 2
+    order = halves.sort(dim=1)
+    assert torch.equal(codes, order.indices[:, 0])
+    if rows > 1:
+        torch.testing.assert_close(
+            leads.double(), order.values[:, 1] - order.values[:, 0], atol=2e-5, rtol=1e-4
+        )
+    twice, lead = nearest(x, book.repeat(2, 1))
+    assert torch.equal(twice, codes)
+    assert not lead.any()
+
+
+@needs_tiles
+def test_codes_are_those_of_float64_for_ties_too():
+    config = QuantizerConfig(kind="vq", dim=4, codebook_size=50, num_codebooks=2)
+    quantizer = build_quantizer(config)
+    with torch.no_grad():
+        quantizer.codebook[:, 25:] = quantizer.codebook[:, :25]
+        quantizer.codebook[0, 3] = quantizer.codebook[0, 7] + 1e-7
+    z = torch.randn(3, 40, 4)
+    z[0, 0] = float("nan")
+    found = quantizer.latents_to_codes(z)
+    with build.switched_off():
+        assert torch.equal(quantizer.latents_to_codes(z), found)
+
+
+@needs_tiles
+@torch.no_grad()
+def test_hooks_are_called():
+    model, seen = small_model("tiny").requires_grad_(False), []
+    mlp = model.encoder.blocks[0].mlp
+    x = torch.rand(1, 3, 1, 16, 16)
+    wanted = model.encode_groups(x)
+    mlp.up.register_forward_hook(lambda *_: seen.append(1))
+    torch.testing.assert_close(model.encode_groups(x), wanted)
+    assert seen
+
+
+@needs_tiles
 def test_what_needs_a_graph_or_another_type_is_left_to_pytorch():
     of = layer(16, 16, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not kernels.fits(torch.zeros(2, 16), of.float())
+    assert kernels.fits(torch.zeros(2, 16), of.float())
+    try:
+        torch.set_float32_matmul_precision("medium")
+        assert not kernels.fits(torch.zeros(2, 16), of)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    of.bfloat16()
     assert kernels.fits(torch.zeros(2, 16).bfloat16(), of)
     assert not kernels.fits(torch.zeros(2, 16), of)
     assert not kernels.fits(torch.zeros(0, 16).bfloat16(), of)

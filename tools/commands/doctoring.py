@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Carry out the command."""
     report = Report(json=args.json)
     checks: list[Check] = []
-    for look in (_python, _torch, _av, _decord, _device, _weights, _self_test):
+    for look in (_python, _torch, _av, _decord, _device, _kernels, _weights, _self_test):
         checks += _guarded(look)
     problems = [check for check in checks if not check.ok]
     status = FAILED if problems else DONE
@@ -136,6 +136,23 @@ def _bfloat16(device: str) -> Check:
     one = torch.ones(8, 8, device=device, dtype=torch.bfloat16)
     works = bool((one @ one == 8).all())
     return Check("bfloat16", works, f"works on {device}", f"use --dtype float32 on {device}")
+
+
+def _kernels() -> list[Check]:
+    from omnitok.native.build import SWITCH, BuildError, compiled, has_tiles, library
+
+    if os.environ.get(SWITCH) == "0":
+        return [Check("kernels", True, f"off ({SWITCH}=0); PyTorch computes everything")]
+    if not has_tiles():
+        return [Check("kernels", True, "PyTorch's (this processor has no matrix tiles)")]
+    try:
+        found = str(compiled())
+    except (BuildError, OSError) as error:
+        advice = "install a C++ compiler (apt install g++); without, all works, but slower"
+        return [Check("kernels", False, f"cannot be made: {error}", advice)]
+    works = library() is not None
+    text = f"omnitok's own, {found}" if works else "the system does not allow matrix tiles"
+    return [Check("kernels", True, text)]
 
 
 def _weights() -> list[Check]:
