@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from omnitok.native.build import library
 from omnitok.native.calls import AttentionCall, LinearCall, Pixels, Ring, Strides, at, floats, run
@@ -87,7 +88,10 @@ class Patches:
 
 
 def fits(x: Tensor, *layers: nn.Linear) -> bool:
-    """Whether `x`, and what the layers hold, is what the kernels work on, and they are there."""
+    """Whether `x`, and what the layers hold, is what the kernels work on, and they are there.
+
+    Where something watches what PyTorch does, such as a counter of operations, they leave it alone.
+    """
     if x.dtype == torch.float32:
         exact = torch.get_float32_matmul_precision() == "highest"
         wanted = exact and not torch.is_autocast_enabled("cpu")
@@ -95,6 +99,8 @@ def fits(x: Tensor, *layers: nn.Linear) -> bool:
         wanted = x.dtype == torch.bfloat16
     return (
         wanted
+        and type(x) in (Tensor, nn.Parameter)
+        and _get_current_dispatch_mode() is None
         and x.device.type == "cpu"
         and x.numel() > 0
         and all(_plain(layer, x.dtype) for layer in layers)
