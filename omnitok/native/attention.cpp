@@ -24,6 +24,7 @@ struct AttentionCall {
   int64_t out_strides[3];
   int64_t threads;
   float scale;            // of the scores
+  float bound;            // that no scaled score exceeds by much, or 0 where none is known
 };
 
 namespace {
@@ -94,21 +95,22 @@ void pack_values(const T* v, int64_t stride, int64_t keys, int64_t width, const 
 constexpr int kAbreast = 4;  // rows at a time: one alone would wait for its own sums
 
 // Scores of a few rows become weights in tiles. `most` holds the largest scores so far, `total` the
-// sums of weights, `fade` what earlier weights must be multiplied by.
-template <class T, bool biased>
+// sums of weights, `fade` what earlier weights must be multiplied by. Where a bound of the scores is
+// known, it stands for the largest.
+template <class T, bool biased, bool bounded>
 inline void weigh(const float* scores, int64_t keys, int64_t padded, float scale, float* most,
                   float* total, float* fade, bf16* tiles) {
   __m512 top[kAbreast], sum[kAbreast];
   for (int r = 0; r < kAbreast; ++r) top[r] = _mm512_set1_ps(most[r]);
-  for (int64_t j = 0; j < keys; j += 16) {
+  for (int64_t j = 0; j < keys && !bounded; j += 16) {
     const __mmask16 mask = first(keys - j);
     for (int r = 0; r < kAbreast; ++r)
       top[r] = _mm512_mask_max_ps(top[r], mask, top[r], _mm512_loadu_ps(scores + r * padded + j));
   }
   const __m512 factor = _mm512_set1_ps(scale * kLog2e);
   for (int r = 0; r < kAbreast; ++r) {
-    const float now = _mm512_reduce_max_ps(top[r]);
-    fade[r] = __builtin_exp2f((most[r] - now) * scale * kLog2e);
+    const float now = bounded ? most[r] : _mm512_reduce_max_ps(top[r]);
+    fade[r] = bounded ? 1.0f : __builtin_exp2f((most[r] - now) * scale * kLog2e);
     most[r] = now;
     top[r] = _mm512_set1_ps(now);
     sum[r] = _mm512_setzero_ps();
@@ -182,7 +184,7 @@ void strip(const AttentionCall<T>& call, const Sizes& sizes, const Buffers& at, 
     }
   }
   alignas(64) float most[kRows], total[kRows], fades[kRows];
-  std::fill_n(most, kRows, -3.0e38f);
+  std::fill_n(most, kRows, call.bound > 0 ? call.bound / call.scale : -3.0e38f);
   std::fill_n(total, kRows, 0.0f);
   alignas(64) float part[32 * 32];
   for (int64_t from = 0; from < call.keys; from += kBlock) {
@@ -196,9 +198,13 @@ void strip(const AttentionCall<T>& call, const Sizes& sizes, const Buffers& at, 
       const float* scores = at.scores + r * padded;
       bf16* tiles = at.weights + r / 16 * kTile + r % 16 * kStep;
       if (call.bias)
-        weigh<T, true>(scores, keys, padded, 1.0f, most + r, total + r, fades + r, tiles);
+        weigh<T, true, false>(scores, keys, padded, 1.0f, most + r, total + r, fades + r, tiles);
+      else if (call.bound > 0)
+        weigh<T, false, true>(scores, keys, padded, call.scale, most + r, total + r, fades + r,
+                              tiles);
       else
-        weigh<T, false>(scores, keys, padded, call.scale, most + r, total + r, fades + r, tiles);
+        weigh<T, false, false>(scores, keys, padded, call.scale, most + r, total + r, fades + r,
+                               tiles);
     }
     for (int64_t p = 0; p < sizes.panels; ++p) {
       float* sums = at.sums + p * 32 * 32;

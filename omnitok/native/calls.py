@@ -31,7 +31,7 @@ AttentionCall = struct(
     "AttentionCall",
     "q k v out bias",
     "items heads queries keys width q_strides*3 k_strides*3 v_strides*3 out_strides*3 threads",
-    "scale",
+    "scale bound",
 )
 ConvolutionCall = struct(
     "ConvolutionCall", "x out weight bias", "batch times rows columns width before threads", ""

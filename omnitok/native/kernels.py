@@ -250,6 +250,7 @@ class Calls:
         bias_HQS: Tensor | None = None,
         out_WHQK: Tensor | None = None,
         group: int | None = None,
+        bound: float | None = None,
     ) -> Tensor:
         """Softmax attention over all keys.
 
@@ -261,6 +262,7 @@ class Calls:
             bias_HQS: Added to the scaled scores.
             out_WHQK: Where the result goes, its last axis contiguous; None makes a place.
             group: Keys of one group of a ring, where `run` is told how many groups there are.
+            bound: What no scaled score exceeds by much, below 40; not with a bias.
 
         Returns:
             [W, H, Q, K] of the same type, without `out_WHQK` laid out as [W, Q, H, K].
@@ -287,6 +289,7 @@ class Calls:
             out_strides=Strides(*out.stride()[:3]),
             threads=torch.get_num_threads(),
             scale=scale,
+            bound=bound or 0,
         )
         if group is not None:
             self._growing.append((call, group))
@@ -345,9 +348,10 @@ def attention(
     v_WHSK: Tensor,
     scale: float,
     bias_HQS: Tensor | None = None,
+    bound: float | None = None,
 ) -> Tensor:
     """`Calls.attention`, run once."""
     calls = Calls()
-    out = calls.attention(q_WHQK, k_WHSK, v_WHSK, scale, bias_HQS)
+    out = calls.attention(q_WHQK, k_WHSK, v_WHSK, scale, bias_HQS, bound=bound)
     calls.run()
     return out

@@ -27,6 +27,7 @@ from omnitok.nn.rope import rotate, rotate_
 KeysValues = tuple[Tensor, Tensor]
 QK_NORMS = (False, True, "affine")
 EXPLICIT_KEYS = 256  # up to which the explicit product is trained faster on a CPU
+MOST_BOUND = 40.0  # of scores, so that the least of their exponentials are still numbers
 EPS = 1e-6  # added to the mean squares of queries and keys
 AFFINE_EPS = 1e-26  # the same, where a gain follows: only keeps zeros finite
 
@@ -44,6 +45,9 @@ class Attention(nn.Module):
         self.qk_norm, self.qk_eps = bool(config.qk_norm), EPS
         self.qkv = nn.Linear(config.width, 3 * config.width, bias=config.bias)
         self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        # unit queries and keys have scores of at most their width; bfloat16 may round that up
+        unit = 1.01 * self.scale * self.head_width
+        self.bound = unit if config.qk_norm is True and unit < MOST_BOUND else None
         self.q_gain: nn.Parameter | None = None
         self.k_gain: nn.Parameter | None = None
         if config.qk_norm == "affine":
@@ -166,7 +170,9 @@ class Attention(nn.Module):
         for g, query in enumerate(queries):
             seen = slice(max(0, g - self.lookback), g + 1)
             parts.append(
-                attend(query, _join(keys[seen]), _join(values[seen]), self.scale, soft_cap)
+                attend(
+                    query, _join(keys[seen]), _join(values[seen]), self.scale, soft_cap, self.bound
+                )
             )
         return _join(parts)
 
@@ -188,7 +194,7 @@ class Attention(nn.Module):
             for buffer, new in zip(ring, (k, v), strict=True):
                 buffer[:, g % slots] = new
             keys, values = (rearrange(buffer, "w g n h k -> w h (g n) k") for buffer in ring)
-            parts.append(attend(q.transpose(1, 2), keys, values, self.scale))
+            parts.append(attend(q.transpose(1, 2), keys, values, self.scale, bound=self.bound))
         assert ring is not None
         return _join(parts), ring
 
@@ -204,9 +210,11 @@ class Attention(nn.Module):
         q, k, v = (rearrange(z, "w g n h k -> w (g n) h k") for z in (q_WGNHK, k_WGNHK, v_WGNHK))
         if past is not None:
             k, v = (torch.cat([old, new], dim=1) for old, new in zip(past, (k, v), strict=True))
-        o_WHSK = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self.scale)
-        first = k.shape[1] - keep
-        return o_WHSK, (k[:, first:].clone(), v[:, first:].clone())
+        q, k, v = (z.transpose(1, 2) for z in (q, k, v))
+        o_WHSK = attend(q, k, v, self.scale, bound=self.bound)
+        first = k.shape[2] - keep
+        k, v = (z[:, :, first:].transpose(1, 2).contiguous() for z in (k, v))
+        return o_WHSK, (k, v)
 
 
 def _with_room(ring: KeysValues | None, groups: int, like_WNHK: Tensor) -> KeysValues:
@@ -224,15 +232,23 @@ def _with_room(ring: KeysValues | None, groups: int, like_WNHK: Tensor) -> KeysV
     return grown
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, soft_cap: float | None = None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    soft_cap: float | None = None,
+    bound: float | None = None,
+) -> Tensor:
     """Softmax attention over all keys: [..., H, Q, K] queries, [..., H, S, K] keys and values.
 
+    What no scaled score exceeds by much may be told as their `bound`, which saves looking for it.
     A soft cap c makes scores s into c tanh(s / c) (Gemma Team 2024, arXiv:2408.00118, section 2).
     The backward pass of the fused kernel is slower on a CPU than that of the explicit product over
     small windows (docs/decisions.md), so a CPU trains with the latter there.
     """
     if soft_cap is None and takes(q) and q.ndim == 4 and q.shape[-1] % 2 == 0:
-        return kernels.attention(q, k, v, scale)
+        return kernels.attention(q, k, v, scale, bound=bound)
     training = q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad
     if (training and k.shape[-2] <= EXPLICIT_KEYS) or soft_cap is not None:
         scores = (q @ k.transpose(-1, -2)).float() * scale

@@ -94,7 +94,15 @@ class StackStep:
                 for z_ND in (q_ND, o_ND)
             )
             k_WHSK, v_WHSK = (buffer.flatten(1, 2).transpose(1, 2) for buffer in ring)
-            calls.attention(q_WHQK, k_WHSK, v_WHSK, attention.scale, out_WHQK=o_WHQK, group=size)
+            calls.attention(
+                q_WHQK,
+                k_WHSK,
+                v_WHSK,
+                attention.scale,
+                out_WHQK=o_WHQK,
+                group=size,
+                bound=attention.bound,
+            )
         calls.linear(attention.out, o_ND, onto=x_ND, onto_order=order, out=mixed_ND)
         around: dict[str, Any] = {
             "norm": block.norm2,
