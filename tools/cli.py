@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -33,6 +34,7 @@ from tools.commands.errors import BUG, FAILED, USAGE, UsageError, bug, sentence
 from tools.commands.reporting import printable
 from tools.commands.stopping import Stopped, catch_signals
 
+_FORMAT = warnings.formatwarning
 COMMANDS = (
     tokenizing,
     decoding,
@@ -92,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     errors.show_tracebacks = args.debug or bool(os.environ.get("OMNITOK_DEBUG"))
+    warnings.formatwarning = _one_sentence
     try:
         with catch_signals():
             status: int = args.run(args)
@@ -106,6 +109,20 @@ def _run(args: argparse.Namespace) -> int:
         if (known := sentence(error)) is not None:
             return _fail(args, FAILED, known)
         return _fail(args, BUG, bug(error))
+
+
+def _one_sentence(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Our own warnings without the place in the code."""
+    own = f"{os.sep}omnitok{os.sep}" in filename
+    if own and issubclass(category, (RuntimeWarning, UserWarning)):
+        return f"omnitok: {printable(str(message))}\n"
+    return _FORMAT(message, category, filename, lineno, line)
 
 
 def _fail(args: argparse.Namespace, status: int, text: str) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import warnings
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from small_models import noise, small_model, small_tokenizer
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
@@ -210,3 +213,20 @@ def test_what_another_user_put_in_the_cache_is_not_run(fresh, monkeypatch: pytes
     monkeypatch.setattr(build, "_TRUSTED", (4711, 4712))
     with pytest.raises(build.BuildError, match="belongs to another user"):
         build.compiled()
+
+
+def test_commands_say_it_in_one_sentence(tmp_path):
+    """Without a compiler the work is done all the same."""
+    if not build.has_tiles():
+        pytest.skip("this processor has no matrix tiles")
+    source, empty = tmp_path / "picture.png", tmp_path / "empty"
+    empty.mkdir()
+    Image.new("RGB", (16, 16), "orange").save(source)
+    environ = {"PATH": str(empty), "OMNITOK_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "tools.cli", "tokenize", str(source), "-o", str(tmp_path)]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=root)
+    assert done.returncode == 0
+    (warning,) = (line for line in done.stderr.splitlines() if "kernels" in line)
+    assert warning.startswith("omnitok: networks run without omnitok's own kernels")
+    assert "RuntimeWarning" not in done.stderr
