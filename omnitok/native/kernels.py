@@ -22,7 +22,7 @@ from omnitok.native.calls import AttentionCall, LinearCall, Pixels, Ring, Stride
 from omnitok.native.packing import ACTS, GATED, STEP, Packed, in_panels, packed
 
 NORMS = {None: 0, "rms": 1, "layer": 2}
-MOST_INPUTS = 1536  # of a float32 layer at a time: strips of more do not stay in a cache
+MOST_INPUTS = 1152  # of a float32 layer at a time: strips of more do not stay in a cache
 SINGLE = 4  # bytes
 
 

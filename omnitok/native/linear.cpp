@@ -19,14 +19,13 @@
 
 namespace {
 
-// What stays in a processor's caches, by type: bytes of strips and of weights, and the steps of a
-// strip that meet one panel after the other.
+// What stays in a processor's caches, by type: bytes of strips and of weights; and the most steps of
+// a strip that meet one panel after the other.
 template <class T>
-constexpr int64_t kHeld = kParts<T> == 1 ? 1 << 21 : 1 << 20;
+constexpr int64_t kHeld = kParts<T> == 1 ? 3 << 19 : 1 << 20;
 template <class T>
 constexpr int64_t kWeights = kParts<T> == 1 ? 1 << 18 : 1 << 19;
-template <class T>
-constexpr int64_t kSteps = kParts<T> == 1 ? 8 : 16;
+constexpr int64_t kSteps = 48;
 constexpr int64_t kTogether = 1 << 23;  // bytes of float32 weights in tiles
 constexpr int64_t kPanels = 16;         // at a time
 constexpr int64_t kStrips = 8;          // at a time; more gain nothing
@@ -116,7 +115,7 @@ void stage(const LinearCall<T>& call, const bf16* tiles, int64_t start, int64_t 
   constexpr int64_t each = act == kSwiglu || act == kGeglu ? 2 : 1;  // products of a panel
   constexpr int64_t product = 32 * 32, step = kParts<T> * 2 * kTile;
   const int64_t steps = up(call.width, kStep);
-  const int64_t panel = steps * step, parts = up(steps, kSteps<T>);
+  const int64_t panel = steps * step, parts = up(steps, kSteps);
   const int64_t group = std::clamp<int64_t>(kWeights<T> / (panel * 2 * each), 1, kPanels);
   Finish<T, act> finish(call, columns, hidden);
   int64_t turn = 0;
