@@ -141,7 +141,7 @@ class CosineAttention(nn.Module):
         graph = needs_graph(x_SND)
         if x_SND.shape[1] == 1 and not graph:  # the only token gets all of the attention
             return F.linear(x_SND, self.kv.weight[len(self.q.weight) :])
-        if takes(x_SND, self.q) and takes(x_SND, self.kv):
+        if takes(x_SND, self.q, self.kv):
             return self._mix_tiles(x_SND, place, bias_1HNN)
         q_SNHK = rearrange(self.q(self.norm(x_SND)), "s n (h k) -> s n h k", h=self.heads)
         kv = rearrange(self.kv(x_SND), "s n (i h k) -> s n i h k", i=2, h=self.heads)
@@ -156,15 +156,13 @@ class CosineAttention(nn.Module):
         q_SHNK, k_SHNK, v_SHNK = (
             z.type_as(v_SNHK).transpose(1, 2) for z in (q_SNHK, k_SNHK, v_SNHK)
         )
-        # the cosines come from lengths of sqrt(width)
-        scale = SHARPNESS / width
         o_SHNK = F.scaled_dot_product_attention(
             q_SHNK,
             k_SHNK,
             v_SHNK,
             attn_mask=None if bias_1HNN is None else bias_1HNN.type_as(v_SHNK),
             is_causal=place.causal and bias_1HNN is None,
-            scale=scale,
+            scale=SHARPNESS / width,  # the cosines come from lengths of sqrt(width)
         )
         return rearrange(o_SHNK, "s h n k -> s n (h k)").type_as(x_SND)
 
@@ -178,11 +176,10 @@ class CosineAttention(nn.Module):
         q_SHNK, k_SHNK, v_SHNK = (
             rearrange(z, "s n (h k) -> s h n k", h=many) for z in (q, *kv.chunk(2, dim=-1))
         )
-        scale = SHARPNESS / width
         bias = None if bias_1HNN is None else bias_1HNN[0]
         if bias is None and place.causal:
             bias = causal_mask(x_SND.shape[1], x_SND.device).expand(many, -1, -1)
-        o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, scale, bias)
+        o_SHNK = kernels.attention(q_SHNK, k_SHNK, v_SHNK, SHARPNESS / width, bias)
         return rearrange(o_SHNK, "s h n k -> s n (h k)")
 
     def _unit(self, x_SNHK: Tensor, place: Place, graph: bool) -> Tensor:
@@ -221,8 +218,7 @@ class WindowAttention(nn.Module):
 
     def mix(self, x_SND: Tensor, place: Place, bias_1HNN: Tensor | None) -> Tensor:
         """Averages of values, the heads side by side."""
-        norm = None if needs_graph(x_SND) else self.norm
-        qkv = linear(self.qkv, self.norm(x_SND) if norm is None else x_SND, norm)
+        qkv = linear(self.qkv, x_SND, self.norm)
         q_SHNK, k_SHNK, v_SHNK = rearrange(qkv, "s n (i h k) -> i s h n k", i=3, h=self.heads)
         if takes(x_SND):
             scale, bias = q_SHNK.shape[-1] ** -0.5, None if bias_1HNN is None else bias_1HNN[0]

@@ -9,7 +9,7 @@
 
 #include "tiles.h"
 
-// One call; the same in omnitok/native/kernels.py. The last axis of everything is contiguous.
+// One call; the same in omnitok/native/calls.py. The last axis of everything is contiguous.
 template <class T>
 struct AttentionCall {
   const T* q;             // [items, heads, queries, width]

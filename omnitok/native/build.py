@@ -73,7 +73,7 @@ def _loaded() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(compiled()))
     except (BuildError, OSError) as error:
         warnings.warn(
-            f"networks run without omnitok's own kernels, up to four times slower: {error}; set "
+            f"networks run slower, without omnitok's own kernels: {error}; set "
             f"{SWITCH}=0 to do without them and without this warning",
             RuntimeWarning,
             stacklevel=2,
@@ -101,7 +101,7 @@ def compiled() -> Path:
 
 
 def _compile(path: Path) -> None:
-    compiler = next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
+    compiler = next(filter(None, map(shutil.which, ("g++", "c++"))), None)
     if compiler is None:
         raise BuildError("there is no C++ compiler (install g++)")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
 
 #include "tiles.h"
 
-// One call; the same in omnitok/native/kernels.py.
+// One call; the same in omnitok/native/calls.py.
 template <class T>
 struct ConvolutionCall {
   const T* x;           // [batch, t, y, x, width], contiguous, and so is the result

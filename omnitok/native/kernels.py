@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from omnitok.native.build import library
 from omnitok.native.calls import AttentionCall, LinearCall, Pixels, Ring, Strides, at, floats, run
-from omnitok.native.packing import ACTS, GATED, STEP, Packed, in_panels, packed
+from omnitok.native.packing import ACTS, STEP, packed
 
 NORMS = {None: 0, "rms": 1, "layer": 2}
 MOST_INPUTS = 1152  # of a float32 layer at a time: strips of more do not stay in a cache
@@ -173,16 +173,9 @@ class Calls:
             if x_2d.stride(-1) != 1:
                 x_2d = x_2d.contiguous()
             rows, x_stride = len(x_2d), x_2d.stride(0)
-        name = "omnitok_linear"
-        if x_2d.dtype == torch.float32:
-            name = "omnitok_linear_float32"
-            halves = 2 if act in GATED else 1
-            bias = in_panels(layer.bias, act)
-            weight = layer.weight.detach().contiguous()
-            first = last = Packed((), (0, 0), act, weight, bias, layer.out_features // halves)
-        else:
-            first = packed(layer, act)
-            last = first if down is None else packed(down, None)
+        single = x_2d.dtype == torch.float32
+        first = packed(layer, act)
+        last = first if down is None else packed(down, None)
         rings = () if heads is None else heads.rings
         columns = heads.many // 2 * heads.width if heads is not None and rings else last.columns
         out_pixels = None
@@ -203,9 +196,9 @@ class Calls:
             x=at(x_2d),
             norm_weight=at(learned[0]),
             norm_bias=at(learned[1]),
-            weight=at(first.tiles),
+            weight=at(first.weight),
             bias=at(first.bias),
-            weight2=None if down is None else at(last.tiles),
+            weight2=None if down is None else at(last.weight),
             bias2=None if down is None else at(last.bias),
             residual=at(residual),
             out=at(out),
@@ -236,7 +229,8 @@ class Calls:
             unit_eps=(heads.eps if heads is not None else None) or 0,
         )
         kept = (x_2d, x_pixels, first, last, residual, learned, gains, phasors, order, onto_order)
-        wide = name == "omnitok_linear_float32" and norm is None and act is None and heads is None
+        name = "omnitok_linear_float32" if single else "omnitok_linear"
+        wide = single and norm is None and act is None and heads is None
         for part in _in_parts(call) if wide else (call,):
             self._add(name, part, *kept, ring_array, rings, out, out_pixels)
         return out
@@ -343,15 +337,10 @@ def linear(layer: nn.Linear, x: Tensor | Patches, **around: Any) -> Tensor:
 
 
 def attention(
-    q_WHQK: Tensor,
-    k_WHSK: Tensor,
-    v_WHSK: Tensor,
-    scale: float,
-    bias_HQS: Tensor | None = None,
-    bound: float | None = None,
+    q_WHQK: Tensor, k_WHSK: Tensor, v_WHSK: Tensor, scale: float, *around: Any, **more: Any
 ) -> Tensor:
     """`Calls.attention`, run once."""
     calls = Calls()
-    out = calls.attention(q_WHQK, k_WHSK, v_WHSK, scale, bias_HQS, bound=bound)
+    out = calls.attention(q_WHQK, k_WHSK, v_WHSK, scale, *around, **more)
     calls.run()
     return out

@@ -233,7 +233,7 @@ int run_all(const LinearCall<float>& call) {
     float* c = products.of<float>(kPanels * 2 * 32 * 32);
     float* patch = row.of<float>(call.width);
     bf16* tiles = room.of<bf16>(at_once * steps * step);
-    failed = failed || !tiles || !c || !patch;
+    failed = !weight || !tiles || !c || !patch;
     Tiles configured;
     for (int64_t begin = 0; begin < panels; begin += together) {
       const int64_t end = std::min(begin + together, panels);

@@ -7,7 +7,7 @@
 
 #include "tiles.h"
 
-// One call; the same in omnitok/native/kernels.py. `rows` is a multiple of 16; rows that only fill
+// One call; the same in omnitok/native/calls.py. `rows` is a multiple of 16; rows that only fill
 // up have a penalty of infinity.
 struct NearestCall {
   const float* x;        // [inputs, width]

@@ -19,73 +19,75 @@ GATED = ("swiglu", "geglu")
 
 @dataclass(frozen=True)
 class Packed:
-    """The weights of a linear layer in the order that the kernels read them.
+    """The weights of a linear layer as the kernels read them.
 
     Attributes:
-        source: The weights they were made of, kept so that none can take their place unseen.
-        version: Of the weights then, and of the bias.
-        act: What follows the layer.
-        tiles: Panels of PANEL columns, each in tiles; for a gated layer, those of both halves by
-            turns.
-        bias: float32 in that order, or None.
+        weight: bfloat16 panels of PANEL columns, each in tiles; for a gated layer, those of both
+            halves by turns. float32 as it is.
+        bias: float32 in the order of the panels, or None.
         columns: How many of the results mean something.
     """
 
-    source: tuple[Tensor | None, ...]
-    version: tuple[int, int]
-    act: str | None
-    tiles: Tensor
+    weight: Tensor
     bias: Tensor | None
     columns: int
 
 
-_made: WeakKeyDictionary[nn.Linear, Packed] = WeakKeyDictionary()
+@dataclass(frozen=True)
+class _Made:
+    """Weights that were put into tiles.
+
+    Attributes:
+        source: What they were made of, kept so that nothing can take its place unseen.
+        stamp: Where that was, its version, and what follows the layer.
+        packed: The tiles.
+    """
+
+    source: tuple[Tensor, ...]
+    stamp: tuple[object, ...]
+    packed: Packed
+
+
+_made: WeakKeyDictionary[nn.Linear, _Made] = WeakKeyDictionary()
 
 
 def packed(layer: nn.Linear, act: str | None) -> Packed:
-    """The weights of a layer, packed anew if they have changed."""
-    weight, bias = layer.weight, layer.bias
-    version = (weight._version, 0 if bias is None else bias._version)
+    """The weights of a layer, in bfloat16 put into tiles anew if they have changed."""
+    weight, bias = layer.weight.detach(), layer.bias
+    if weight.dtype == torch.float32:
+        columns = layer.out_features // _halves(act)
+        return Packed(weight.contiguous(), in_panels(bias, act), columns)
+    parameters = (layer.weight, *([] if bias is None else [bias]))
+    stamp = (act, *((p.data_ptr(), p._version) for p in parameters))
     found = _made.get(layer)
-    if found is not None:
-        old, old_bias = found.source
-        same = _same(old, weight) and _same(old_bias, bias)
-        if same and found.version == version and found.act == act:
-            return found
-    tiles, columns_bias, columns = _pack(weight.detach(), bias, act)
-    source = (weight.detach(), None if bias is None else bias.detach())
-    made = Packed(source, version, act, tiles, columns_bias, columns)
-    _made[layer] = made
-    return made
+    if found is None or found.stamp != stamp:
+        source = tuple(p.detach() for p in parameters)
+        found = _made[layer] = _Made(source, stamp, _pack(weight, bias, act))
+    return found.packed
 
 
-def _pack(
-    weight_CD: Tensor, bias_C: Tensor | None, act: str | None
-) -> tuple[Tensor, Tensor | None, int]:
-    halves = 2 if act in GATED else 1
+def _halves(act: str | None) -> int:
+    return 2 if act in GATED else 1
+
+
+def _pack(weight_CD: Tensor, bias_C: Tensor | None, act: str | None) -> Packed:
+    halves = _halves(act)
     columns, width = weight_CD.shape[0] // halves, weight_CD.shape[1]
     panels, steps = -(-columns // PANEL), -(-width // STEP)
     padded = weight_CD.new_zeros(halves, panels * PANEL, steps * STEP)
     padded[:, :columns, :width] = weight_CD.view(halves, columns, width)
     # half, panel, tile, column of a tile, step, row of a tile, one of two
     tiles = padded.view(halves, panels, 2, 16, steps, 16, 2).permute(1, 0, 4, 2, 5, 3, 6)
-    return tiles.contiguous(), in_panels(bias_C, act), columns
+    return Packed(tiles.contiguous(), in_panels(bias_C, act), columns)
 
 
 def in_panels(bias_C: Tensor | None, act: str | None) -> Tensor | None:
     """A bias as float32 in the order of the panels, those of a gated layer's halves by turns."""
     if bias_C is None:
         return None
-    halves = 2 if act in GATED else 1
+    halves = _halves(act)
     columns = bias_C.shape[0] // halves
     panels = -(-columns // PANEL)
     bias = bias_C.new_zeros(halves, panels * PANEL, dtype=torch.float32)
     bias[:, :columns] = bias_C.detach().view(halves, columns)
     return bias.view(halves, panels, PANEL).transpose(0, 1).contiguous()
-
-
-def _same(a: Tensor | None, b: Tensor | None) -> bool:
-    """Whether both are the same memory, or none."""
-    if a is None or b is None:
-        return a is b
-    return a.data_ptr() == b.data_ptr()

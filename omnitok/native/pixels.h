@@ -4,7 +4,7 @@
 
 #include "tiles.h"
 
-// The same in omnitok/native/kernels.py.
+// The same in omnitok/native/calls.py.
 struct Pixels {
   bf16* data;
   int64_t rows, columns;  // of patches

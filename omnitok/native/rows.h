@@ -21,7 +21,7 @@ struct Ring {
   int64_t start, size, stride;
 };
 
-// One call; the same in omnitok/native/kernels.py. Pointers that may be null say so. For float32
+// One call; the same in omnitok/native/calls.py. Pointers that may be null say so. For float32
 // there is no second layer, and there are neither rings nor pixels.
 template <class T>
 struct LinearCall {

@@ -38,11 +38,14 @@ class MLP(nn.Module):
         self.down = nn.Linear(hidden, width, bias=bias)
 
     def gated(self, x: Tensor, norm: Norm | None = None) -> Tensor:
-        """What the second layer of a "geglu" takes, where there is no graph: [..., M]."""
+        """What the second layer takes after a gate, where there is no graph: [..., M]."""
         if takes(x, self.up):
-            return kernels.linear(self.up, x, norm=norm, act="geglu")
+            return kernels.linear(self.up, x, norm=norm, act=self.kind)
         if norm is not None:
             x = norm(x)
+        if self.kind == "swiglu":
+            gate, value = self.up(x).chunk(2, dim=-1)
+            return F.silu(gate, inplace=True).mul_(value)
         biases = (None, None) if self.up.bias is None else self.up.bias.chunk(2)
         # halves that lie apart are faster to gate
         value, gate = map(F.linear, (x, x), self.up.weight.chunk(2), biases)
@@ -57,27 +60,20 @@ class MLP(nn.Module):
         return out if onto is None else add(onto, out)
 
     def _of(self, x: Tensor) -> Tensor:
-        if self.kind == "geglu" and not needs_graph(x):
+        if needs_graph(x):
+            return self.down(self._activated(self.up(x)))  # type: ignore[no-any-return]
+        if self.kind != "gelu_tanh":
             return linear(self.down, self.gated(x))
-        if self.kind == "gelu_tanh" and not needs_graph(x):
-            some = max(1, HELD // (self.up.out_features * x.element_size()))
-            if x.ndim < 2 or x.shape[-2] <= some:
-                return linear(self.down, linear(self.up, x, gelu=True))
-            out = torch.empty_like(x)
-            for part, place in zip(
-                torch.split(x, some, -2), torch.split(out, some, -2), strict=True
-            ):
-                place.copy_(linear(self.down, linear(self.up, part, gelu=True)))
-            return out
-        if self.kind == "swiglu" and takes(x, self.up):
-            return linear(self.down, kernels.linear(self.up, x, act="swiglu"))
-        hidden = self.up(x)
-        if self.kind == "swiglu":
-            gate, value = hidden.chunk(2, dim=-1)
-            if needs_graph(x):
-                return self.down(F.silu(gate) * value)  # type: ignore[no-any-return]
-            return self.down(F.silu(gate, inplace=True).mul_(value))  # type: ignore[no-any-return]
-        if self.kind == "geglu":
-            value, gate = hidden.chunk(2, dim=-1)
-            return self.down(value * F.gelu(gate))  # type: ignore[no-any-return]
-        return self.down(F.gelu(hidden, approximate="tanh"))  # type: ignore[no-any-return]
+        some = max(1, HELD // (self.up.out_features * x.element_size()))
+        if x.ndim < 2 or x.shape[-2] <= some:
+            return linear(self.down, linear(self.up, x, gelu=True))
+        out = torch.empty_like(x)
+        for part, place in zip(torch.split(x, some, -2), torch.split(out, some, -2), strict=True):
+            place.copy_(linear(self.down, linear(self.up, part, gelu=True)))
+        return out
+
+    def _activated(self, hidden: Tensor) -> Tensor:
+        if self.kind == "gelu_tanh":
+            return F.gelu(hidden, approximate="tanh")
+        first, second = hidden.chunk(2, dim=-1)
+        return F.silu(first) * second if self.kind == "swiglu" else first * F.gelu(second)

@@ -153,7 +153,7 @@ def _blocks(stack: Stack) -> list[Block]:
 
 
 def _parameters(stack: Stack) -> Iterator[Tensor]:
-    """As `Stack.parameters`, ten times as fast."""
+    """As `Stack.parameters`, without walking through all modules for every group."""
     for block in _blocks(stack):
         for module in (block.norm1, block.attention, *block.linears(), block.norm2):
             for parameter in module._parameters.values():

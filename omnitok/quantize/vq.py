@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
-from omnitok.native.build import library
+from omnitok.native.kernels import fits
 from omnitok.native.scans import nearest
 from omnitok.quantize.base import DiscreteQuantizer, Quantized, QuantizerConfig
 from omnitok.quantize.entropy import entropy_terms
@@ -71,11 +71,11 @@ class VQ(DiscreteQuantizer):
     def _search(self, z: Tensor) -> Tensor:
         """Nearest rows, as float64 finds them, so that neither device nor batch change the answer.
 
-        Where our own kernels run, they look in float32 first, ten times as fast, and float64 is
-        left with inputs whose two best rows are closer than float32 can tell.
+        Where our own kernels run, they look in float32 first, and float64 is left
+        with inputs whose two best rows are closer than float32 can tell.
         """
         z_KNC, rows_KVC = self._split(z), self._rows()
-        if z.device.type == "cpu" and z.numel() and library() is not None:
+        if not torch.compiler.is_compiling() and fits(z_KNC.float()):
             both = [nearest(x.float(), book) for x, book in zip(z_KNC, rows_KVC, strict=True)]
             codes_KN, lead_KN = (torch.stack(parts) for parts in zip(*both, strict=True))
             unsure_N = ~(lead_KN > _doubt(z_KNC, rows_KVC)).all(0)  # also where numbers are none

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
+from native_layers import HALF, layer, needs_tiles
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omnitok.interop.omnitokenizer_parts import FixedShiftNorm, PositionConvolution
-from omnitok.native import build, kernels
+from omnitok.native import kernels
 from omnitok.native.kernels import Heads
 from omnitok.native.scans import convolution, nearest
 from omnitok.nn.norm import Norm
 from omnitok.nn.patch import embed, paint, patchify, unpatchify
 from omnitok.nn.rope import rotary_phasors, rotate
 
-needs_tiles = pytest.mark.skipif(
-    build.library() is None, reason="no processor with matrix tiles, or no C++ compiler"
-)
 ACTS = [None, "gelu_tanh", "swiglu", "geglu"]
 
 
-HALF, SINGLE = torch.bfloat16, torch.float32
+SINGLE = torch.float32
 both_types = pytest.mark.parametrize("dtype", [HALF, SINGLE])
 
 
@@ -30,15 +28,6 @@ def near(got: Tensor, wanted: Tensor, most: float = 4e-3) -> bool:
     if got.dtype == SINGLE:
         most = 6e-7
     return float((got.double() - wanted).norm() / wanted.norm()) < most
-
-
-def layer(
-    width: int, columns: int, bias: bool, seed: int = 0, dtype: torch.dtype = HALF
-) -> nn.Linear:
-    torch.manual_seed(seed)
-    made = nn.Linear(width, columns, bias=bias).requires_grad_(False)
-    made.weight.normal_(std=width**-0.5)
-    return made.to(dtype)
 
 
 def activated(x: Tensor, act: str | None) -> Tensor:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from native_layers import layer, needs_tiles
 from PIL import Image
 from small_models import noise, small_model, small_tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,20 +23,6 @@ from omnitok.nn.attention import Attention
 from omnitok.nn.stack import StackCache
 from omnitok.presets import PRESETS
 from omnitok.quantize import QuantizerConfig, build_quantizer
-
-needs_tiles = pytest.mark.skipif(
-    build.library() is None, reason="no processor with matrix tiles, or no C++ compiler"
-)
-HALF = torch.bfloat16
-
-
-def layer(
-    width: int, columns: int, bias: bool, seed: int = 0, dtype: torch.dtype = HALF
-) -> nn.Linear:
-    torch.manual_seed(seed)
-    made = nn.Linear(width, columns, bias=bias).requires_grad_(False)
-    made.weight.normal_(std=width**-0.5)
-    return made.to(dtype)
 
 
 @needs_tiles
@@ -228,5 +215,5 @@ def test_commands_say_it_in_one_sentence(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=environ, cwd=root)
     assert done.returncode == 0
     (warning,) = (line for line in done.stderr.splitlines() if "kernels" in line)
-    assert warning.startswith("omnitok: networks run without omnitok's own kernels")
+    assert warning.startswith("omnitok: networks run slower, without omnitok's own kernels")
     assert "RuntimeWarning" not in done.stderr
