@@ -67,13 +67,21 @@ class PositionConvolution(nn.Module):
 
     def forward(self, x_BTYXD: Tensor) -> Tensor:
         """The same shape."""
+        if x_BTYXD.device.type == "cpu" and torch.is_grad_enabled():
+            # in bfloat16 PyTorch's gradient of the weights may hold what earlier convolutions left
+            with torch.autocast("cpu", enabled=False):
+                moved = self._convolved(x_BTYXD.float(), self.weight.float(), self.bias.float())
+                return moved.type_as(x_BTYXD)
+        return self._convolved(x_BTYXD, self.weight, self.bias)
+
+    def _convolved(self, x_BTYXD: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         x = rearrange(x_BTYXD, "b t y x d -> b d t y x")  # a view: channels stay last in memory
         if x.shape[2] == 1:  # only one of the three taps in time meets a frame
-            tap = self.weight[:, :, 2 if self.causal else 1]
-            y = F.conv2d(x[:, :, 0], tap, self.bias, padding=1, groups=len(tap))[:, :, None]
+            tap = weight[:, :, 2 if self.causal else 1]
+            y = F.conv2d(x[:, :, 0], tap, bias, padding=1, groups=len(tap))[:, :, None]
         else:  # a causal one must not see what lies behind: its last two results go
             time = 2 if self.causal else 1
-            y = F.conv3d(x, self.weight, self.bias, padding=(time, 1, 1), groups=len(self.weight))
+            y = F.conv3d(x, weight, bias, padding=(time, 1, 1), groups=len(weight))
             y = y[:, :, : x.shape[2]]
         return rearrange(y, "b d t y x -> b t y x d").contiguous()
 

@@ -16,6 +16,7 @@ from omnitok.groups import num_groups
 from omnitok.interop import omnitokenizer_parts
 from omnitok.interop.loading import Opened, Published
 from omnitok.interop.omnitokenizer import OMNITOKENIZER, OmniTokenizer, translate
+from omnitok.interop.omnitokenizer_parts import PositionConvolution
 from tests.omnitokenizer_files import SETTINGS, omnitokenizer_state
 from tests.small_models import noise
 from tools.plain_omnitokenizer import PlainOmniTokenizer
@@ -283,3 +284,16 @@ def test_training_goes_on_after_use_and_lowers_the_error(flavour):
         errors[-1].backward()
         optimizer.step()
     assert errors[-1] < 0.8 * errors[0]
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_gradients_of_the_convolution_are_those_of_float32(times: int):
+    """In bfloat16 PyTorch's may be those of another convolution, and not even numbers."""
+    layer = PositionConvolution(32, causal=True)
+    torch.nn.init.normal_(layer.weight)
+    x = torch.randn(2, times, 4, 4, 32)
+    layer(x).square().sum().backward()
+    wanted, layer.weight.grad = layer.weight.grad, None
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).square().sum().backward()
+    assert torch.equal(layer.weight.grad, wanted)

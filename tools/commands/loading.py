@@ -45,10 +45,14 @@ def _load(option: str, name: str, args: argparse.Namespace) -> object:
     import omnitok
     from omnitok.checkpoint import CheckpointError
     from omnitok.interop.download import Meter
+    from omnitok.native.build import library
 
     progress = (lambda *_: None) if getattr(args, "quiet", False) else Meter()
+    device = pick_device(args.device)
+    if device == "cpu":
+        library()  # made now, if it has to be, and not while a clip is timed
     try:
-        return omnitok.load(name, pick_device(args.device), getattr(torch, args.dtype), progress)
+        return omnitok.load(name, device, getattr(torch, args.dtype), progress)
     except CheckpointError as error:
         raise UsageError(f"{option} {name}: {error}") from error
 
